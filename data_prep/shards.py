@@ -1,0 +1,114 @@
+"""The files that a build leaves: `DATA_DIR/NAME/{train,val,test}.h5`, with `preview.png` beside them.
+
+Each .h5 file holds
+  images       uint8 (n, C, H, W), sorted by class, stored as one contiguous block so that it can be memory-mapped
+  class_start  int64 (classes + 1), class c owns images[class_start[c]:class_start[c + 1]]
+  class_names  one string a class
+and the attributes `source`, `split`, `mean` and `std` (of the training images, a channel, on the scale 0..1), `version`
+(of this format) and `checksum` (SHA-256 of the three arrays).
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+VERSION = 1
+SPLITS = ("train", "val", "test")
+
+
+class DataError(Exception):
+    """Something a person can mend; the message is one line: the value, what was expected, the mend."""
+
+
+@dataclass
+class Split:
+    """The classes of one split: `counts[c]` images of `class_names[c]`, as `images` yields them class by class.
+
+    images: uint8 (n_c, C, H, W) a class, read lazily so that a set needn't fit into memory.
+    """
+
+    class_names: list[str]
+    counts: list[int]
+    images: Iterable[np.ndarray]
+
+
+def write(data_dir: Path, name: str, splits: dict[str, Split], source: str) -> Path:
+    """Write the three files and the preview beside the final folder, and rename them into it when all are whole.
+
+    `splits` has the keys train, val and test. Returns the folder. A run that is interrupted leaves what was there
+    before. Raises DataError where a class has another number of images, or images of another size, than was promised.
+    """
+    folder = data_dir / name
+    partial = data_dir / f".{name}.partial-{os.getpid()}"
+    partial.mkdir(parents=True)
+    try:
+        moments = None
+        for split in SPLITS:
+            moments = _write_split(partial / f"{split}.h5", split, splits[split], source, moments)
+        preview(partial / "train.h5", partial / "preview.png")
+        folder.mkdir(exist_ok=True)
+        for file in sorted(partial.iterdir()):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _write_split(path: Path, split: str, content: Split, source: str, moments):
+    """One .h5 file; `moments` are the training images' (mean, std), computed here when None, and returned."""
+    starts = np.concatenate([[0], np.cumsum(content.counts)]).astype(np.int64)
+    names = np.array(content.class_names, dtype=object)
+    digest = hashlib.sha256()
+    total = squares = pixels = 0
+    with h5py.File(path, "w") as file:
+        images = None
+        rows = zip(content.class_names, starts[:-1], starts[1:], content.images, strict=True)
+        for class_name, start, stop, block in tqdm(rows, split, len(names), unit="class", leave=False):
+            if images is None:
+                images = file.create_dataset("images", (starts[-1], *block.shape[1:]), np.uint8)
+            if block.dtype != np.uint8 or block.shape != (stop - start, *images.shape[1:]):
+                raise DataError(
+                    f"{split} class {class_name}: images {block.dtype} {block.shape}, expected uint8 "
+                    f"{(int(stop - start), *images.shape[1:])}"
+                )
+            images[start:stop] = block
+            digest.update(np.ascontiguousarray(block))
+            if moments is None:
+                total = total + block.sum((0, 2, 3), dtype=np.float64)
+                squares = squares + np.square(block, dtype=np.float64).sum((0, 2, 3))
+                pixels += block[:, 0].size
+        if moments is None:
+            mean = total / pixels
+            moments = mean / 255, np.sqrt(squares / pixels - mean**2) / 255
+        file["class_start"] = starts
+        file["class_names"] = names
+        digest.update(starts)
+        digest.update("\n".join(content.class_names).encode())
+        file.attrs.update(
+            source=source, split=split, mean=moments[0], std=moments[1], version=VERSION, checksum=digest.hexdigest()
+        )
+    return moments
+
+
+def preview(shard: Path, picture: Path, rows: int = 8, columns: int = 8) -> None:
+    """Draw a few images of a few classes, evenly spaced over the file, one class a row (the paper's Figure 1)."""
+    with h5py.File(shard) as file:
+        images, starts = file["images"], file["class_start"][:]
+        channels, height, width = images.shape[1:]
+        chosen = np.unique(np.linspace(0, len(starts) - 2, rows).astype(int))
+        sheet = np.full((len(chosen) * (height + 2), columns * (width + 2), channels), 128, np.uint8)
+        for row, c in enumerate(chosen):
+            for column, image in enumerate(images[starts[c] : min(starts[c + 1], starts[c] + columns)]):
+                y, x = row * (height + 2) + 1, column * (width + 2) + 1
+                sheet[y : y + height, x : x + width] = image.transpose(1, 2, 0)
+    scale = max(1, 512 // max(sheet.shape[:2]))
+    picture_image = Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet)
+    picture_image.resize((sheet.shape[1] * scale, sheet.shape[0] * scale), Image.NEAREST).save(picture)
