@@ -1,11 +1,165 @@
-import argparse, sys, time
+"""Build a data set: raw files -> DATA_DIR/NAME/{train,val,test}.h5 and preview.png; without options, list them all."""
+
+import argparse
+import re
+import sys
+import time
 from pathlib import Path
 
+import h5py
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from data_prep import miniimagenet, omniglot
-p = argparse.ArgumentParser()
-p.add_argument("--dataset"); p.add_argument("--raw", type=Path); p.add_argument("--data-dir", type=Path, default=ROOT / "data")
-a = p.parse_args()
-t = time.time()
-print({"omniglot": omniglot, "miniimagenet": miniimagenet}[a.dataset].build(a.data_dir, a.raw), time.time() - t)
+sys.path.insert(0, str(ROOT))  # so that it runs as a script, from anywhere
+
+from data_prep import folder, glyphs, miniimagenet, omniglot  # noqa: E402
+from data_prep.shards import SPLITS, DataError  # noqa: E402
+
+NEEDS = {
+    "glyphs": ("", "no files: it is drawn from matplotlib's fonts"),
+    "omniglot": ("", "a network; or --raw with images_background.zip and images_evaluation.zip"),
+    "miniimagenet": (" --raw PATH", f"a folder or an archive of {miniimagenet.LAYOUTS}; or an ILSVRC-2012 train folder "
+                     "or tar, and --csv with the folder of the three csv files"),
+}  # fmt: skip
+SIZES = range(8, 1025)
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise DataError(f"{message}; see python data_prep/build.py --help")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        description="Build a data set: raw files -> DATA_DIR/NAME/{train,val,test}.h5. Without options, list them all.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--dataset", metavar="NAME", help=f"{', '.join(NEEDS)}, or a name of yours with --raw")
+    parser.add_argument(
+        "--raw", type=Path, nargs="+", metavar="PATH",
+        help="a folder or an archive (zip, tar, tar.gz, tar.xz), never modified; Omniglot takes its two zips as well, "
+        "and is downloaded without --raw; a data set of yours is class folders of images, or {train,val,test} folders "
+        "of those",
+    )  # fmt: skip
+    parser.add_argument(
+        "--csv", type=Path, metavar="FOLDER", help="miniimagenet: holds {train,val,test}.csv, where --raw doesn't"
+    )
+    parser.add_argument("--data-dir", type=Path, default=ROOT / "data", metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--split",
+        help="omniglot: vinyals (default; 1028/172/423 characters) or lake (test on images_evaluation, val a fifth of "
+        "the alphabets of images_background, drawn with --seed); a data set of yours: shares of the classes for train, "
+        f"val and test, drawn with --seed (default {folder.SHARES})",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what --split draws (default %(default)s)")
+    parser.add_argument("--size", type=int, help="a data set of yours: pixels a side (default 84)")
+    parser.add_argument("--grayscale", action="store_true", help="a data set of yours: one channel instead of RGB")
+    return parser.parse_args(arguments)
+
+
+def build(options: argparse.Namespace) -> Path:
+    """Build `options.dataset` and return its folder; raises DataError for what doesn't fit together or isn't there."""
+    name, raw = options.dataset, options.raw
+    command = f"python data_prep/build.py --dataset {name}"
+    alike = [known for known in NEEDS if re.sub(r"[\W_]", "", name.lower()) == known and name != known]
+    if alike:
+        raise DataError(f"--dataset {name}: did you mean --dataset {alike[0]}?")
+    if name not in NEEDS and not raw:
+        raise DataError(
+            f"--dataset {name}: unknown; expected {', '.join(NEEDS)}, or {command} --raw FOLDER_OF_CLASSES"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+        raise DataError(f"--dataset {name}: expected a name of letters, digits and . _ + -, as it becomes a folder")
+    if options.seed < 0:
+        raise DataError(f"--seed {options.seed}: expected 0 or more")
+    own = name not in NEEDS
+    for option, given, fits in (
+        ("--raw", raw, name != "glyphs"),
+        ("--csv", options.csv, name == "miniimagenet"),
+        ("--split", options.split, own or name == "omniglot"),
+        ("--size", options.size, own),
+        ("--grayscale", options.grayscale, own),
+    ):
+        if given and not fits:
+            raise DataError(f"{option}: {name} has no such choice, its format is fixed; leave {option} out")
+    for path in raw or ():
+        if not path.exists():
+            raise DataError(f"--raw {path}: no such file or folder; check the path")
+    if raw and len(raw) > 1 and name != "omniglot":
+        raise DataError(f"--raw {' '.join(map(str, raw))}: expected one folder or archive; put them into one folder")
+
+    if name == "glyphs":
+        return glyphs.build(options.data_dir)
+    if name == "omniglot":
+        if options.split not in (None, "vinyals", "lake"):
+            raise DataError(f"--split {options.split}: expected vinyals or lake, as in {command} --split lake")
+        raw = raw or [omniglot.download(options.data_dir)]
+        return omniglot.build(options.data_dir, raw, options.split or "vinyals", options.seed)
+    if name == "miniimagenet":
+        if not raw:
+            raise DataError(f"--dataset {name}: --raw is missing; expected {command} --raw PATH, {NEEDS[name][1]}")
+        return miniimagenet.build(options.data_dir, raw[0], options.csv)
+    if options.size is not None and options.size not in SIZES:
+        raise DataError(f"--size {options.size}: expected {SIZES[0]} to {SIZES[-1]} pixels a side, as in --size 84")
+    if options.split:
+        folder.parse_shares(options.split)  # before a large archive is opened
+    return folder.build(
+        options.data_dir, name, raw[0], options.split, options.seed, options.size or 84, options.grayscale
+    )
+
+
+def summary(built: Path) -> str:
+    """The classes and images of each split, and the size on disk; raises DataError where the build isn't whole."""
+    parts = []
+    for split in SPLITS:
+        try:
+            with h5py.File(built / f"{split}.h5") as file:
+                images, classes = file["images"].shape[0], len(file["class_names"])
+        except (OSError, KeyError):
+            raise DataError(f"{built / split}.h5 is missing or damaged") from None
+        parts.append(f"{split} {classes:,} classes, {images:,} images")
+    mib = sum(file.stat().st_size for file in built.iterdir()) / 2**20
+    return f"{' · '.join(parts)} · {mib:,.0f} MiB"
+
+
+def list_all(data_dir: Path) -> None:
+    """Print each data set that is known or found in `data_dir`: what it holds, or the command that builds it."""
+    found = [path.parent.name for path in sorted(data_dir.glob("*/train.h5"))]
+    for name in [*NEEDS, *(name for name in found if name not in NEEDS)]:
+        try:
+            if name in found:
+                print(f"{name}: {summary(data_dir / name)}")
+                continue
+            state = "not built"
+        except DataError as error:
+            state = str(error)
+        options, needs = NEEDS.get(name, (" --raw PATH", "its class folders of images"))
+        print(f"{name}: {state}; python data_prep/build.py --dataset {name}{options}\n    needs {needs}")
+    print("a set of yours: python data_prep/build.py --dataset NAME --raw PATH\n    needs class folders of images")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status: 2 for what the person at the keyboard can mend."""
+    started = time.perf_counter()
+    try:
+        options = parse(arguments)
+        if options.dataset is None:
+            if options.raw:
+                raise DataError(f"--raw {options.raw[0]}: of which set? add --dataset, one of {', '.join(NEEDS)}")
+            list_all(options.data_dir)
+            return 0
+        built = build(options)
+        print(f"{options.dataset}: {summary(built)} · {time.perf_counter() - started:.0f} s · {built}")
+        return 0
+    except DataError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except OSError as error:  # no right to write, the disk is full
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was changed", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Raw files read in place: a folder, a zip or a tar looks the same, and nothing is extracted to a place on disk."""
+"""Raw files read in place: a folder, a zip and a tar look the same, and nothing is extracted to a place on disk."""
 
 import gzip
 import io
@@ -9,22 +9,24 @@ import stat
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from data_prep.shards import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+PICKLE_SUFFIXES = (".pkl", ".pickle")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError)
 
-Files = dict[str, Callable[[], BinaryIO]]  # name relative to the root, with "/" between its parts -> opens the file
+Files = dict[str, Callable[[], BinaryIO]]  # name below the root, with "/" between its parts -> opens the file
 
 
 @contextmanager
@@ -32,38 +34,95 @@ def open_files(path: Path) -> Iterator[Files]:
     """The files under a folder or within an archive, sorted by name; hidden ones are left out.
 
     A compressed tar can't be read at random, so it is first expanded to one nameless temporary file (a tar, still not
-    its members). A tar within a tar or folder (as in ILSVRC2012_img_train.tar) reads as a folder named after it.
-    Raises DataError where `path` isn't there or is no archive, and for a member that is a link or climbs out.
+    its members). A tar within a tar reads as a folder named after it, as does each archive of a folder that has no
+    images of its own (as ILSVRC2012_img_train.tar holds a tar a class).
+    Raises DataError where `path` isn't there, is no archive or a damaged one, and for a member that is a link or that
+    climbs out.
     """
     with ExitStack() as stack:
-        try:
-            if path.is_dir():
-                files = _folder(path)
-            elif not path.exists():
-                raise DataError(f"--raw {path}: no such file or folder")
-            elif zipfile.is_zipfile(path):
-                files = _zip(path, stack)
-            elif path.name.lower().endswith(ARCHIVE_SUFFIXES):
-                files = _tar(_expanded(path, stack), path, stack)
-            else:
-                raise DataError(f"--raw {path}: expected a folder or an archive ({', '.join(ARCHIVE_SUFFIXES)})")
-        except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
-            raise DataError(f"--raw {path}: not a whole archive ({error}); fetch it again") from None
+        if path.is_dir():
+            files = _folder(path)
+            if not any(name.lower().endswith(IMAGE_SUFFIXES + PICKLE_SUFFIXES) for name in files):
+                for name in sorted(n for n in files if n.lower().endswith(ARCHIVE_SUFFIXES)):
+                    within = _archive(path / name, stack)
+                    files |= {f"{_without_suffix(name)}/{inner}": opener for inner, opener in within.items()}
+        elif not path.exists():
+            raise DataError(f"--raw {path}: no such file or folder; check the path")
+        elif path.name.lower().endswith(ARCHIVE_SUFFIXES):
+            files = _archive(path, stack)
+        else:
+            raise DataError(f"--raw {path}: expected a folder or an archive ({' '.join(ARCHIVE_SUFFIXES)})")
         yield {name: files[name] for name in sorted(files)}
+
+
+def is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def is_pickle(name: str) -> bool:
+    return name.lower().endswith(PICKLE_SUFFIXES)
+
+
+def a_few(names: Iterable) -> str:
+    """The first three, and that there are more, for error messages."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+
+
+def read(files: Files, name: str) -> bytes:
+    try:
+        with files[name]() as file:
+            return file.read()
+    except (*BROKEN, RuntimeError, NotImplementedError) as error:  # the last two: an encrypted or exotic zip
+        raise DataError(f"{name}: can't be read from its archive ({error}); fetch the archive again") from None
+
+
+def read_images(files: Files, names: Iterable[str], convert: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    """Decode images in the order of `names`, which `convert` makes one size: uint8 (n, C, H, W), C = 1 for mode L.
+
+    Raises DataError naming the first file that is no whole image.
+    """
+    blocks = []
+    for name in names:
+        try:
+            with Image.open(io.BytesIO(read(files, name))) as image:
+                pixels = np.asarray(convert(image))
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+            raise DataError(f"{name}: unreadable as an image ({error}); fetch it again, or remove it") from None
+        blocks.append(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+    return np.stack(blocks)
+
+
+def squared(image: Image.Image, size: int, mode: str = "RGB") -> Image.Image:
+    """Any image as size x size RGB or grey levels (mode "L"), upright, on white where it is transparent.
+
+    The sides are scaled apart, as mini-ImageNet's are, so nothing is cut off; an image of that size is left as it is.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels")
+    if image.mode.startswith("I"):  # 16 bits a pixel, of which Pillow's own conversion would clip all above 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert(mode)
+    return image if image.size == (size, size) else image.resize((size, size), Image.LANCZOS)
 
 
 def _hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
+def _without_suffix(name: str) -> str:
+    return next(name[: -len(suffix)] for suffix in ARCHIVE_SUFFIXES if name.lower().endswith(suffix))
+
+
 def _folder(path: Path) -> Files:
-    files, seen = {}, set()
+    files = {}
     for root, folders, names in os.walk(path, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:  # a link to a folder above would otherwise be walked for ever
-            folders.clear()
-            continue
-        seen.add(real)
+        # A link to a folder above would be walked for ever.
+        folders[:] = [f for f in folders if Path(root, f).resolve() not in (Path(root).resolve() / f).parents]
         for name in names:
             file = Path(root, name)
             relative = file.relative_to(path).as_posix()
@@ -72,13 +131,22 @@ def _folder(path: Path) -> Files:
     return files
 
 
+def _archive(path: Path, stack: ExitStack) -> Files:
+    try:
+        if path.name.lower().endswith(".zip"):
+            return _zip(path, stack)
+        return _tar(_plain_tar(path, stack), path, stack)
+    except BROKEN as error:
+        raise DataError(f"{path}: damaged, or not an archive ({error}); fetch it again") from None
+
+
 def _refuse_unsafe(archive: Path, name: str, plain: bool) -> None:
-    """Members are never written to disk under their names; one that tries to climb out still says: don't trust this."""
-    parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or parts.parts and parts.parts[0].endswith(":"):
-        raise DataError(f"{archive}: member {name!r} climbs out of the archive, expected names below it; refused")
+    """No member is ever written under its name; but an archive with one that climbs out isn't what it claims to be."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if ".." in parts or parts and (parts[0].startswith("/") or parts[0].endswith(":")):
+        raise DataError(f"{archive}: refused, its member {name!r} climbs out; expected relative names; fetch it again")
     if not plain:
-        raise DataError(f"{archive}: member {name!r} is a link or device, expected plain files and folders; refused")
+        raise DataError(f"{archive}: refused, its member {name!r} is a link or device; expected files; pack it again")
 
 
 def _zip(path: Path, stack: ExitStack) -> Files:
@@ -87,19 +155,20 @@ def _zip(path: Path, stack: ExitStack) -> Files:
     for member in archive.infolist():
         kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the zip wasn't written on Unix
         _refuse_unsafe(path, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
-        if not member.is_dir() and not _hidden(member.filename):
-            files[member.filename] = lambda member=member: archive.open(member)
+        name = PurePosixPath(member.filename).as_posix()
+        if not member.is_dir() and not _hidden(name):
+            files[name] = lambda member=member: archive.open(member)
     return files
 
 
-def _expanded(path: Path, stack: ExitStack) -> BinaryIO:
-    """The plain tar within a .tar, .tar.gz or .tar.xz, as a seekable file."""
+def _plain_tar(path: Path, stack: ExitStack) -> BinaryIO:
+    """The tar within a .tar, .tar.gz or .tar.xz, as a file that can seek."""
     name = path.name.lower()
     if name.endswith(".tar"):
         return stack.enter_context(open(path, "rb"))
     plain = stack.enter_context(tempfile.TemporaryFile())
     with open(path, "rb") as packed, tqdm.wrapattr(
-        packed, "read", total=path.stat().st_size, desc=f"expanding {path.name}", leave=False
+        packed, "read", path.stat().st_size, desc=f"expanding {path.name}", leave=False, disable=None
     ) as counted:
         with gzip.open(counted) if name.endswith("gz") else lzma.open(counted) as unpacked:
             shutil.copyfileobj(unpacked, plain, 1 << 20)
@@ -116,35 +185,8 @@ def _tar(file: BinaryIO, path: Path, stack: ExitStack) -> Files:
         if not member.isfile() or _hidden(name):
             continue
         if name.endswith(".tar"):
-            inner = _tar(archive.extractfile(member), path / name, stack)
-            files.update({f"{name.removesuffix('.tar')}/{n}": opener for n, opener in inner.items()})
+            within = _tar(archive.extractfile(member), path / name, stack)
+            files |= {f"{name.removesuffix('.tar')}/{inner}": opener for inner, opener in within.items()}
         else:
             files[name] = lambda member=member: archive.extractfile(member)
     return files
-
-
-def is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
-
-
-def read_images(files: Files, names: Iterable[str], convert: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    """Decode images of one size in the order of `names`: uint8 (n, C, H, W), C = 1 where `convert` gives grey levels.
-
-    Raises DataError naming the first file that is no image.
-    """
-    blocks = [_decode(name, data, convert) for name, data in ((name, _read(files, name)) for name in names)]
-    return np.stack(blocks)
-
-
-def _read(files: Files, name: str) -> bytes:
-    with files[name]() as file:
-        return file.read()
-
-
-def _decode(name: str, data: bytes, convert: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = np.asarray(convert(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: unreadable image ({error}); fetch it again or remove it") from None
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

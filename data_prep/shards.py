@@ -11,6 +11,7 @@ and the attributes `source`, `split`, `mean` and `std` (of the training images, 
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 VERSION = 1
 SPLITS = ("train", "val", "test")
+FILES = {*(f"{split}.h5" for split in SPLITS), "preview.png"}
 
 
 class DataError(Exception):
@@ -44,11 +46,17 @@ def write(data_dir: Path, name: str, splits: dict[str, Split], source: str) -> P
     """Write the three files and the preview beside the final folder, and rename them into it when all are whole.
 
     `splits` has the keys train, val and test. Returns the folder. A run that is interrupted leaves what was there
-    before. Raises DataError where a class has another number of images, or images of another size, than was promised.
+    before. Raises DataError where a class has another number of images, or images of another size, than was promised,
+    and where the final folder holds anything but an earlier build.
     """
     folder = data_dir / name
-    partial = data_dir / f".{name}.partial-{os.getpid()}"
-    partial.mkdir(parents=True)
+    if folder.exists():
+        if not folder.is_dir() or (foreign := sorted(p.name for p in folder.iterdir() if p.name not in FILES)):
+            what = f"holds {foreign[0]}" if folder.is_dir() else "is a file"
+            raise DataError(f"{folder} {what}, expected nothing there but an earlier build; choose another --data-dir")
+    absent = [p for p in (data_dir, *data_dir.parents) if not p.exists()]
+    data_dir.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=data_dir))
     try:
         moments = None
         for split in SPLITS:
@@ -59,6 +67,9 @@ def write(data_dir: Path, name: str, splits: dict[str, Split], source: str) -> P
             os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for path in absent:
+            if not any(path.iterdir()):
+                path.rmdir()
     return folder
 
 
@@ -67,11 +78,11 @@ def _write_split(path: Path, split: str, content: Split, source: str, moments):
     starts = np.concatenate([[0], np.cumsum(content.counts)]).astype(np.int64)
     names = np.array(content.class_names, dtype=object)
     digest = hashlib.sha256()
-    total = squares = pixels = 0
+    histogram = 0  # of each channel's 256 grey levels: exact moments, and faster than sums of squares
     with h5py.File(path, "w") as file:
         images = None
         rows = zip(content.class_names, starts[:-1], starts[1:], content.images, strict=True)
-        for class_name, start, stop, block in tqdm(rows, split, len(names), unit="class", leave=False):
+        for class_name, start, stop, block in tqdm(rows, split, len(names), unit="class", leave=False, disable=None):
             if images is None:
                 images = file.create_dataset("images", (starts[-1], *block.shape[1:]), np.uint8)
             if block.dtype != np.uint8 or block.shape != (stop - start, *images.shape[1:]):
@@ -82,12 +93,13 @@ def _write_split(path: Path, split: str, content: Split, source: str, moments):
             images[start:stop] = block
             digest.update(np.ascontiguousarray(block))
             if moments is None:
-                total = total + block.sum((0, 2, 3), dtype=np.float64)
-                squares = squares + np.square(block, dtype=np.float64).sum((0, 2, 3))
-                pixels += block[:, 0].size
+                histogram = histogram + np.stack(
+                    [np.bincount(block[:, c].ravel(), minlength=256) for c in range(block.shape[1])]
+                )
         if moments is None:
-            mean = total / pixels
-            moments = mean / 255, np.sqrt(squares / pixels - mean**2) / 255
+            levels = np.arange(256) / 255
+            mean, square = (histogram @ power / histogram.sum(1) for power in (levels, levels**2))
+            moments = mean, np.sqrt(square - mean**2)
         file["class_start"] = starts
         file["class_names"] = names
         digest.update(starts)
