@@ -1,0 +1,223 @@
+"""Episodes: N-way K-shot tasks, drawn in whole batches by indexing, from the .h5 files that data_prep/ builds.
+
+T tasks, N ways, K shots, S = N K support images and Q query images a task, B images in the batch.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class UsageError(ValueError):
+    """What the person at the keyboard can mend: one line with the value, what was expected, and the mend."""
+
+
+@dataclass
+class Episode:
+    """A batch of T tasks. `images` holds every image once; tasks refer to it by position, so they may share images."""
+
+    images: Tensor  # (B, C, H, W) float, normalised by the training images' mean and standard deviation
+    support: Tensor  # (T, S) positions in images
+    query: Tensor  # (T, Q)
+    y_support: Tensor  # (T, S) labels 0..N-1
+    y_query: Tensor  # (T, Q)
+    classes: Tensor  # (T, N) the data set's class that each label stands for
+    rows: Tensor  # (B,) the data set's row that each image is
+
+    @property
+    def ways(self) -> int:
+        return self.classes.shape[1]
+
+    @property
+    def x_support(self) -> Tensor:
+        """(T, S, C, H, W)"""
+        return self.images[self.support]
+
+    @property
+    def x_query(self) -> Tensor:
+        """(T, Q, C, H, W)"""
+        return self.images[self.query]
+
+
+class Warp(NamedTuple):
+    """Random augmentation of training images, one affine map an image; the defaults change nothing."""
+
+    flip: bool = False  # mirror left and right, half of the time
+    rotate: float = 0.0  # by up to so many degrees either way
+    zoom: float = 0.0  # by a factor of up to 1 + zoom either way, log-uniform
+    shift: float = 0.0  # by up to this share of the image either way
+    size: int = 0  # pixels of the warped image's side; 0: as the data
+
+
+class EpisodeLoader:
+    """Draws batches of episodes from one .h5 file.
+
+    The images stay on `device` as uint8; those too large for it are read from the memory-mapped file by a thread,
+    one batch ahead (`memory` "auto", "device" or "mapped"). Support and query never share an image, every class of a
+    task has `shots` and `queries` of them, and which class gets which label, like the order of the images, is random.
+
+    pool: (classes, images a class). None draws disjoint episodes. Otherwise every batch draws that many images, and
+    all its tasks from them: a method whose backbone knows no task embeds each image once for many tasks.
+
+    A batch depends on `seed` and its position alone. `offset` and `stride` share positions out to ranks.
+
+    Raises UsageError for a file that isn't whole, more ways than classes, or more shots + queries than a class has.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        ways: int,
+        shots: int,
+        queries: int,
+        tasks: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        *,
+        pool: tuple[int, int] | None = None,
+        warp: Warp = Warp(),
+        memory: str = "auto",
+        offset: int = 0,
+        stride: int = 1,
+    ):
+        self.path, self.ways, self.shots, self.queries, self.tasks = Path(path), ways, shots, queries, tasks
+        self.device, self.seed, self.warp = torch.device(device), seed, warp
+        self.offset, self.stride, self.position = offset, stride, offset
+        pixels, starts, self.class_names, mean, std = read_shard(self.path)
+        self.image_shape = tuple(pixels.shape[1:])  # (C, H, W)
+        counts = np.diff(starts)
+        smallest, n = int(counts.min()), self.path.stem
+        if ways > len(counts):
+            raise UsageError(f"--ways {ways}: {n} of {self.path.parent.name} has {len(counts)} classes; ask for fewer ways")
+        if shots + queries > smallest:
+            raise UsageError(
+                f"shots + queries = {shots} + {queries}: class {self.class_names[int(counts.argmin())]} of "
+                f"{self.path.parent.name} {n} has {smallest} images; ask for fewer"
+            )
+        self.pool = pool and (min(max(pool[0], ways), len(counts)), min(max(pool[1], shots + queries), smallest))
+        self.mapped = memory == "mapped" or (memory == "auto" and pixels.nbytes > _free_memory(self.device) / 2)
+        self.pixels = pixels if self.mapped else torch.from_numpy(np.array(pixels)).to(self.device)
+        self.start = torch.from_numpy(starts[:-1]).to(self.device)
+        self.count = torch.from_numpy(counts).to(self.device)
+        self.mean = torch.as_tensor(mean, dtype=torch.float32, device=self.device)[:, None, None] * 255
+        self.std = torch.as_tensor(std, dtype=torch.float32, device=self.device)[:, None, None] * 255
+        self.reader = ThreadPoolExecutor(1) if self.mapped else None
+        self.ahead = {}  # position -> the batch that the thread is reading
+
+    def rewind(self) -> None:
+        """Start again, so that the same episodes follow."""
+        self.position = self.offset
+
+    def sample(self) -> Episode:
+        """The next batch of `tasks` episodes."""
+        position, self.position = self.position, self.position + self.stride
+        if self.reader is None:
+            return self._draw(position)
+        batch = self.ahead.pop(position, None) or self.reader.submit(self._draw, position)
+        self.ahead = {self.position: self.reader.submit(self._draw, self.position)}
+        return batch.result()
+
+    def _draw(self, position: int) -> Episode:
+        generator = torch.Generator(self.device).manual_seed((self.seed * 1_000_003 + position) * 1_000_003 % 2**63)
+        T, N, K, Q = self.tasks, self.ways, self.shots, self.queries
+        if self.pool is None:
+            classes = _choose(self.count.new_full((T,), len(self.count)), N, generator)  # (T, N)
+            within = _choose(self.count[classes].flatten(), K + Q, generator)  # (T N, K + Q)
+            rows = (self.start[classes].flatten()[:, None] + within).flatten()  # (B,)
+            places = torch.arange(len(rows), device=self.device).view(T, N, K + Q)
+        else:
+            C, M = self.pool
+            drawn = _choose(self.count.new_full((1,), len(self.count)), C, generator)[0]  # (C,)
+            rows = (self.start[drawn][:, None] + _choose(self.count[drawn], M, generator)).flatten()
+            slots = _choose(self.count.new_full((T,), C), N, generator)  # (T, N)
+            within = _choose(self.count.new_full((T * N,), M), K + Q, generator).view(T, N, K + Q)
+            classes, places = drawn[slots], slots[:, :, None] * M + within
+        support, y_support = _shuffle(places[:, :, :K], generator)
+        query, y_query = _shuffle(places[:, :, K:], generator)
+        images = (self._pixels(rows).float() - self.mean) / self.std
+        if self.warp != Warp():
+            images = warp(images, self.warp, generator)
+        return Episode(images, support, query, y_support, y_query, classes, rows)
+
+    def _pixels(self, rows: Tensor) -> Tensor:
+        if not self.mapped:
+            return self.pixels[rows]
+        order = rows.argsort()  # a file is read fastest in its own order
+        block = torch.from_numpy(self.pixels[rows[order].cpu().numpy()]).to(self.device)
+        return block[order.argsort()]
+
+
+def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray, np.ndarray]:
+    """(images as a memory map (n, C, H, W) uint8, class_start (classes + 1,), class names, mean (C,), std (C,)).
+
+    Raises UsageError, with the command that builds the file, where it is missing, cut short or not of this format.
+    """
+    build = f"build it: python data_prep/build.py --dataset {path.parent.name}"
+    if not path.exists():
+        raise UsageError(f"{path} isn't there; {build}")
+    try:
+        with h5py.File(path) as file:
+            images, starts = file["images"], file["class_start"][:]
+            names = [str(name) for name in file["class_names"].asstr()[:]]
+            mean, std = file.attrs["mean"], file.attrs["std"]
+            offset, shape, dtype = images.id.get_offset(), images.shape, images.dtype
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is no whole data file ({str(error).splitlines()[0]}); {build}") from None
+    whole = (
+        dtype == np.uint8 and len(shape) == 4 and offset is not None
+        and len(starts) == len(names) + 1 > 1 and starts[0] == 0 and starts[-1] == shape[0]
+        and (np.diff(starts) > 0).all() and np.shape(mean) == np.shape(std) == shape[1:2]
+    )  # fmt: skip
+    if not whole:
+        raise UsageError(f"{path} holds images {dtype} {shape}, {len(names)} names: not the format expected; {build}")
+    return np.memmap(path, np.uint8, "r", offset, shape), starts.astype(np.int64), names, mean, np.maximum(std, 1e-3)
+
+
+def warp(x: Tensor, how: Warp, generator: torch.Generator) -> Tensor:
+    """Every image of x (B, C, H, W) through its own random affine map; what comes in from outside repeats the edge."""
+    B, C, H, W = x.shape
+
+    def uniform(limit):  # (B,) in -limit..limit
+        return (2 * torch.rand(B, generator=generator, device=x.device) - 1) * limit
+
+    angle, scale = uniform(np.pi / 180 * how.rotate), torch.exp(uniform(np.log1p(how.zoom)))
+    mirror = torch.where(uniform(1.0) > 0, 1.0, -1.0) if how.flip else torch.ones_like(scale)
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    rows = [torch.stack([cos * mirror, -sin, 2 * uniform(how.shift)], -1)]
+    rows += [torch.stack([sin * mirror, cos, 2 * uniform(how.shift)], -1)]
+    size = (how.size, how.size) if how.size else (H, W)
+    grid = F.affine_grid(torch.stack(rows, 1).to(x.dtype), (B, C, *size), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def _choose(counts: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """k different numbers below counts[i] for every i, in random order: counts (n,) -> (n, k)."""
+    keys = torch.rand(len(counts), int(counts.max()), generator=generator, device=counts.device)
+    keys.masked_fill_(torch.arange(keys.shape[1], device=counts.device) >= counts[:, None], -1.0)
+    return keys.topk(k, dim=1).indices
+
+
+def _shuffle(places: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(T, N, K) positions -> (T, N K) of them and their labels, in random order within every task."""
+    T, N, K = places.shape
+    labels = torch.arange(N, device=places.device)[:, None].expand(N, K).flatten().expand(T, N * K)
+    order = torch.rand(T, N * K, generator=generator, device=places.device).argsort(1)
+    return places.flatten(1).gather(1, order), labels.gather(1, order)
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes that images may take on the device, or in the host's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except OSError:
+        return 8 * 2**30

@@ -1,0 +1,590 @@
+"""What surrounds an algorithm: options, run folder, checkpoints, resume, progress, and several processes.
+
+A run folder holds config.json, script.py (the source as run), log.csv, checkpoint.pt, result.json, episodes.npz and
+curves.png. What is the same for all scripts is here; what an algorithm does is in its script.
+"""
+
+import contextlib
+import csv
+import ctypes
+import dataclasses
+import io
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from common import meters
+from common.conv4 import BLOCKS, Conv4
+from common.episodes import Episode, EpisodeLoader, UsageError, Warp
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = (
+    "step", "seconds", "train_loss", "train_accuracy", "gradient_norm", "val_accuracy", "val_ci95", "step_ms",
+    "peak_mib", "iterations", "residual", "converged", "not_converged",
+)  # fmt: skip
+
+
+@dataclass
+class Options:
+    """What all algorithms share."""
+
+    dataset: str = "glyphs"
+    """glyphs (built on first use), omniglot, miniimagenet, or a set of your own; see data_prep/build.py"""
+    data_dir: Path = ROOT / "data"
+    """folder of the data sets"""
+    ways: int = 5
+    """N, classes a task"""
+    shots: int = 1
+    """K, support images a class"""
+    queries: int = 15
+    """query images a class, in validation and test"""
+    tasks: int = 16
+    """tasks a meta-step, over all processes"""
+    batches: int = 0
+    """batches that the tasks of a meta-step are drawn and normalised in; 0: one a process"""
+    steps: int | None = None
+    """meta-steps of training; alone it makes runs repeatable, together with --minutes the first to be reached ends it"""
+    minutes: float | None = None
+    """minutes of training, evaluation left out"""
+    seed: int = 0
+    device: str = "auto"
+    """auto (cuda, mps, cpu: the first there is) or a torch device"""
+    width: int = 64
+    """filters a block"""
+    block: str = "pool-norm"
+    """norm-pool (convolution, batch norm, ReLU, pool: the usual Conv4) or pool-norm (pool before batch norm)"""
+    pool_classes: int = 0
+    """a training batch's tasks share the images of so many classes, each embedded once; 0: no task shares an image"""
+    pool_images: int = 20
+    """images a class of that pool"""
+    train_ways: int = 0
+    """ways of training tasks; 0: as --ways"""
+    train_shots: int = 0
+    """shots of training tasks; 0: as --shots"""
+    train_queries: int = 0
+    """query images a class of training tasks; 0: as --queries"""
+    learning_rate: float = 3e-3
+    """of Adam at the start; decays to 0 by a half cosine over the budget"""
+    weight_decay: float = 0.0
+    """decoupled (AdamW), of the convolutions"""
+    clip: float = 10.0
+    """largest norm of the meta-gradient; larger ones are scaled down to it"""
+    flip: bool = False
+    """mirror training images left and right, half of the time"""
+    rotate: float = 0.0
+    """turn training images by up to so many degrees"""
+    zoom: float = 0.0
+    """scale training images by a factor of up to 1 + zoom either way"""
+    shift: float = 0.0
+    """shift training images by up to this share of their side"""
+    size: int = 0
+    """pixels of a training image's side after warping; 0: as the data"""
+    eval_every: int = 500
+    """meta-steps between validations"""
+    val_episodes: int = 200
+    """episodes of a validation"""
+    test_episodes: int = 1000
+    """episodes of the test"""
+    out: Path | None = None
+    """run folder; default runs/ALGORITHM-DATASET-NwKs-sSEED"""
+    resume: Path | None = None
+    """run folder to go on with; its options are taken from it"""
+    evaluate: Path | None = None
+    """run folder whose best checkpoint is tested; --ways, --shots and the like may differ from its training"""
+    images: str = "auto"
+    """where images are kept: device, mapped (read from the file as needed), or auto (device if they fit)"""
+    precision: str = "auto"
+    """of the backbone: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it)"""
+    channels_last: bool = True
+    """keep images and filters channels-last on CPU and CUDA, where that is faster"""
+    keep_memory: bool = True
+    """on Linux CPUs, keep freed memory in the process, in huge pages, instead of faulting it in again at every step"""
+
+
+def command(main: Callable[[], None]) -> None:
+    """Run a script's main; a person's mistake is one line on standard error and exit status 2."""
+    try:
+        main()
+    except UsageError as error:
+        sys.exit(_complain(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; --resume RUN goes on from the last checkpoint")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _complain(error: Exception | str) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def parse(config_type: type, settings: dict[str, dict]):
+    """Read the command line into `config_type`, whose defaults for a data set are `settings[dataset]`.
+
+    With --resume and --evaluate the defaults are the run's own. Raises UsageError where an option of a resumed run
+    disagrees with it, or a value is out of range.
+    """
+    argv = sys.argv[1:]
+    first = {name: _value_of(argv, name) for name in ("dataset", "resume", "evaluate")}
+    origin = first["resume"] or first["evaluate"]
+    if origin:
+        default = _saved_config(config_type, Path(origin))
+    else:
+        dataset = first["dataset"] or Options.dataset
+        default = config_type(**{"dataset": dataset, **settings.get(dataset, settings["other"])})
+    if {"--steps", "--minutes"} & {word.split("=")[0] for word in argv} and not origin:
+        default = dataclasses.replace(default, steps=None, minutes=None)  # one given by hand replaces both
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            config = tyro.cli(config_type, default=default, args=argv)
+    except SystemExit as stop:
+        if stop.code:
+            words = re.sub(r"[─-╿]|\x1b\[[0-9;]*m", " ", printed.getvalue())
+            raise UsageError(" ".join(words.split())) from None
+        raise
+    if config.resume:
+        changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(default, f.name)]
+        for name in set(changed) - {"resume", "device", "data_dir", "test_episodes"}:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{option} {getattr(config, name)}: {config.resume} was started with {getattr(default, name)}; "
+                f"leave {option} out, or start another run"
+            )
+    _check(config)
+    return config
+
+
+def _value_of(argv: list[str], name: str) -> str | None:
+    """The value of --name on a command line, read before the defaults of everything else are known."""
+    for word, following in zip(argv, [*argv[1:], None]):
+        if word == f"--{name}":
+            return following
+        if word.startswith(f"--{name}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _saved_config(config_type: type, folder: Path):
+    try:
+        saved = json.loads((folder / "config.json").read_text())["options"]
+        if not (folder / "checkpoint.pt").exists():
+            raise UsageError(f"{folder} has no checkpoint.pt: it ended before its first; start it again")
+    except (OSError, ValueError, KeyError):
+        raise UsageError(f"{folder} is no run folder (it has no whole config.json); runs are under runs/") from None
+    fields = {f.name: f for f in dataclasses.fields(config_type)}
+    if unknown := set(saved) - set(fields) - {"algorithm"}:
+        raise UsageError(f"{folder} is a run of {saved.get('algorithm')}, with options {sorted(unknown)} that aren't here")
+    paths = {"data_dir", "out"}
+    return config_type(**{k: Path(v) if k in paths and v else v for k, v in saved.items() if k in fields})
+
+
+def _check(config: Options) -> None:
+    least = {
+        "ways": 2, "shots": 1, "queries": 1, "tasks": 1, "batches": 0, "width": 1, "eval_every": 1, "val_episodes": 2,
+        "test_episodes": 2, "train_ways": 0, "train_shots": 0, "train_queries": 0, "pool_classes": 0, "pool_images": 1, "learning_rate": 0, "weight_decay": 0, "steps": 0, "minutes": 0,
+    }  # fmt: skip
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and not value >= bound:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: expected {bound} or more")
+    for name, choices in {"block": BLOCKS, "images": ("auto", "device", "mapped"),
+                          "precision": ("auto", "float32", "bfloat16")}.items():  # fmt: skip
+        if getattr(config, name) not in choices:
+            raise UsageError(f"--{name} {getattr(config, name)}: expected one of {', '.join(choices)}")
+    if config.steps is None and config.minutes is None:
+        raise UsageError("training has no end: give --steps or --minutes")
+
+
+class Run:
+    """One run of a script: its device and processes, data, folder and budget. `main` of every script is written on it.
+
+    Nothing is written before `restore`, which comes after whatever may be refused.
+    """
+
+    def __init__(self, config: Options, script: str):
+        self.config, self.script = config, Path(script)
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.device = _device(config.device)
+        if config.keep_memory and self.device.type == "cpu":
+            keep_memory()
+        self.batches = config.batches or self.world
+        if self.batches % self.world or config.tasks % self.batches:
+            raise UsageError(
+                f"--tasks {config.tasks} in {self.batches} batches over {self.world} processes: tasks must be a multiple "
+                "of --batches, and --batches of the processes"
+            )
+        if self.world > 1 and not dist.is_initialized():
+            # Test runs on all ranks, but a rank may wait for another's validation: nothing here takes an hour.
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
+        self.step, self.seconds, self.best = 0, 0.0, (-1.0, 0.0)  # best: validation accuracy and its CI
+        self.progress, self.last_row_seconds, self.started = 0.0, 0.0, 0.0
+        self.pending: list[dict[str, Tensor]] = []  # detached statistics of the steps since the last row of log.csv
+        self.best_state: dict[str, Tensor] = {}
+        self.folder: Path | None = None
+        self.bar: tqdm | None = None
+        self._build_glyphs()
+
+    # Data
+
+    def loaders(self) -> tuple[EpisodeLoader, EpisodeLoader, EpisodeLoader]:
+        """Episodes of the three splits. Training draws this rank's share of the meta-batch, warped. Validation and test
+        are the same for every run and dealt out to the ranks in turn; validation's tasks share images in fours."""
+        c = self.config
+        ways, shots, queries = c.train_ways or c.ways, c.train_shots or c.shots, c.train_queries or c.queries
+        warp = Warp(c.flip, c.rotate, c.zoom, c.shift, c.size)
+        pool = (c.pool_classes, c.pool_images) if c.pool_classes else None
+        train = self._loader("train", ways, shots, queries, c.tasks // self.batches, seed=c.seed, pool=pool, warp=warp)
+        tasks = max(1, 320 // (c.ways * (c.shots + c.queries)))  # some 320 images a batch
+        val = self._loader("val", c.ways, c.shots, c.queries, 4 * tasks, seed=-1, pool=(4 * c.ways, c.shots + c.queries))
+        return train, val, self._loader("test", c.ways, c.shots, c.queries, tasks, seed=-2)
+
+    def _loader(self, split: str, *what: int, **options) -> EpisodeLoader:
+        path = self.config.data_dir / self.config.dataset / f"{split}.h5"
+        rank = {"offset": self.rank, "stride": self.world}
+        return EpisodeLoader(path, *what, self.device, memory=self.config.images, **rank, **options)
+
+    def _build_glyphs(self) -> None:
+        c = self.config
+        if c.dataset == "glyphs" and not (c.data_dir / "glyphs" / "test.h5").exists():
+            if self.rank == 0:
+                build = [sys.executable, str(ROOT / "data_prep" / "build.py"), "--dataset", "glyphs"]
+                if subprocess.run([*build, "--data-dir", str(c.data_dir)]).returncode:
+                    raise UsageError(f"glyphs could not be built; try: {' '.join(build[1:])}")
+            if self.world > 1:
+                dist.barrier()
+
+    # The folder, and what is in it
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Open the run folder: a new one, or with --resume or --evaluate what the last checkpoint holds."""
+        c = self.config
+        source = c.resume or c.evaluate
+        if source:
+            saved = torch.load(source / "checkpoint.pt", map_location=self.device, weights_only=True)
+            try:
+                model.load_state_dict(saved["model"] if c.resume else saved["best_state"])
+            except RuntimeError as error:
+                raise UsageError(f"{source} doesn't fit these options: {str(error)[:200]}") from None
+            self.step, self.seconds, self.best = saved["step"], saved["seconds"], tuple(saved["best"])
+            self.best_state = saved["best_state"]
+            if c.resume:
+                optimizer.load_state_dict(saved["optimizer"])
+        if self.rank == 0:
+            name = f"{c.dataset}-{c.ways}w{c.shots}s-s{c.seed}"
+            if c.resume:
+                self.folder = c.resume
+            elif c.evaluate:
+                self.folder = c.out or c.evaluate / f"test-{name}"
+            else:
+                self.folder = _new_folder(c.out, ROOT / "runs" / f"{self.script.stem}-{name}")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not source:
+                shutil.copyfile(self.script, self.folder / "script.py")
+                _write(self.folder / "config.json", json.dumps(self._description(), indent=1))
+                _write(self.folder / "log.csv", ",".join(COLUMNS) + "\n")
+                self._checkpoint(model, optimizer)
+            elif c.resume:  # rows that came after the checkpoint will be written again
+                lines = (self.folder / "log.csv").read_text().splitlines()
+                kept = [line for line in lines[1:] if int(line.split(",")[0]) <= self.step]
+                _write(self.folder / "log.csv", "\n".join([lines[0], *kept]) + "\n")
+        if not c.evaluate:
+            total = c.steps if c.minutes is None else 60 * c.minutes
+            done = self.step if c.minutes is None else self.seconds
+            self.bar = tqdm(
+                total=total, initial=done, unit="step" if c.minutes is None else "s", disable=self.rank > 0,
+                mininterval=0.5 if sys.stderr.isatty() else 20, leave=True,
+                bar_format="{percentage:3.0f} %|{bar:12}| {elapsed}<{remaining}{postfix}",
+            )  # fmt: skip
+        self.last_row_seconds, self.started = self.seconds, meters.clock(self.device)
+        self._set_progress(optimizer)
+
+    def _description(self) -> dict:
+        c = self.config
+        git = subprocess.run(
+            ["git", "-C", str(self.script.resolve().parent), "rev-parse", "HEAD"], capture_output=True, text=True
+        )
+        options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(c).items()}
+        return {
+            "options": {"algorithm": self.script.stem, **options},
+            "command": [self.script.name, *sys.argv[1:]],
+            "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__},
+            "commit": git.stdout.strip() or None,
+            "processes": self.world,
+            "precision": str(backbone_precision(c, self.device)).removeprefix("torch."),
+            "hardware": meters.hardware(self.device),
+        }
+
+    def _checkpoint(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        state = {
+            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": self.step,
+            "seconds": self.seconds, "best": self.best, "best_state": self.best_state or model.state_dict(),
+        }  # fmt: skip
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        _write(self.folder / "checkpoint.pt", buffer.getvalue())
+
+    # Training
+
+    def draw(self, loader: EpisodeLoader, model: nn.Module) -> Iterator[Episode]:
+        """This rank's batches of a meta-step. After the last, gradients and running averages are the means over all
+        batches of all ranks, so that two ranks with half the tasks each do what one with two batches does."""
+        loader.position = self.step * self.batches + self.rank
+        if self.batches == 1:
+            yield loader.sample()
+            return
+        buffers = list(model.buffers())
+        before, sums = [b.clone() for b in buffers], [torch.zeros_like(b) for b in buffers]
+        for _ in range(self.batches // self.world):
+            yield loader.sample()
+            for b, start, total in zip(buffers, before, sums):
+                total += b
+                b.copy_(start)
+        for b, total in zip(buffers, sums):
+            b.copy_(total)
+        for tensor in [p.grad for p in model.parameters() if p.grad is not None] + buffers:
+            if self.world > 1:
+                dist.all_reduce(tensor)
+            tensor /= self.batches
+
+    def count(self, optimizer: torch.optim.Optimizer, **statistics: Tensor) -> None:
+        """End a meta-step: keep its statistics (detached; no wait for the device), and set the next step's rate."""
+        self.pending.append({k: v.detach() for k, v in statistics.items()})
+        self.step += 1
+        self._set_progress(optimizer)
+
+    def _set_progress(self, optimizer: torch.optim.Optimizer) -> None:
+        """`progress`: share of the budget used up, 0..1, the same on every rank. The learning rate is
+        a half cosine of it, after 20 steps of warm-up."""
+        c = self.config
+        shares = [] if c.steps is None else [self.step / max(1, c.steps)] if c.steps else [1.0]
+        if c.minutes is not None:
+            seconds = torch.tensor(self.seconds + time.perf_counter() - self.started, device=self.device)
+            if self.world > 1:
+                dist.broadcast(seconds, 0)
+            shares.append(float(seconds) / (60 * c.minutes) if c.minutes else 1.0)
+        self.progress = min(1.0, max(shares))
+        rate = c.learning_rate * min(1.0, (self.step + 1) / 20) * (1 + math.cos(math.pi * self.progress)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+    @property
+    def validation_due(self) -> bool:
+        return self.step % self.config.eval_every == 0 or self.progress >= 1
+
+    @property
+    def row_due(self) -> bool:
+        """Whether a row of log.csv and a checkpoint are due: every 50 steps, at each validation, and at the end."""
+        return self.step % 50 == 0 or self.validation_due
+
+    @contextlib.contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """What happens inside isn't training time."""
+        self.seconds += meters.clock(self.device) - self.started
+        yield
+        self.started = meters.clock(self.device)
+
+    def write_row(self, model: nn.Module, optimizer: torch.optim.Optimizer, validation: dict | None) -> None:
+        """A row of log.csv from the steps since the last, and the checkpoint; `validation` is what `evaluate` returned.
+
+        Raises UsageError, before the checkpoint is overwritten, where a loss or gradient was no finite number.
+        """
+        columns = {k: torch.stack([s[k].float() for s in self.pending]) for k in self.pending[0]}
+        finite = torch.stack([v.flatten(1).isfinite().all(1) if v.dim() > 1 else v.isfinite() for v in columns.values()])
+        first = self.step - len(self.pending) + 1
+        if not finite.all():
+            bad = first + int(finite.all(0).logical_not().nonzero()[0])
+            raise UsageError(
+                f"step {bad}: a loss or gradient is no finite number; {self.folder}/checkpoint.pt is from before it; "
+                "try a smaller --learning-rate"
+            )
+        row = {
+            "step": self.step, "seconds": round(self.seconds, 3), "train_loss": columns["loss"].mean(),
+            "train_accuracy": columns["accuracy"].mean(), "gradient_norm": columns["gradient_norm"].mean(),
+            "step_ms": 1e3 * (self.seconds - self.last_row_seconds) / len(self.pending),
+            "peak_mib": meters.peak_mib(self.device),
+        }  # fmt: skip
+        if "iterations" in columns:
+            solved = columns["converged"]  # (steps, T)
+            row |= {"iterations": columns["iterations"].median(), "residual": columns["residual"].max()}
+            row |= {"converged": solved.mean(), "not_converged": int(solved.numel() - solved.sum())}
+        if validation:
+            row["val_accuracy"], row["val_ci95"] = meters.mean_ci95(validation["accuracy"])
+            if row["val_accuracy"] >= self.best[0]:
+                self.best = row["val_accuracy"], row["val_ci95"]
+                self.best_state = {k: v.clone() for k, v in model.state_dict().items()}
+        self.pending, self.last_row_seconds = [], self.seconds
+        if self.rank == 0:
+            with open(self.folder / "log.csv", "a", newline="") as file:
+                cells = {k: f"{float(v):.6g}" if isinstance(v, Tensor | float) else v for k, v in row.items()}
+                csv.DictWriter(file, COLUMNS).writerow(cells)
+            self._checkpoint(model, optimizer)
+            self.bar.n = self.bar.total * self.progress
+            best = f"val {self.best[0]:.4f} ± {self.best[1]:.4f}" if self.best_state else ""
+            self.bar.set_postfix_str(
+                f"step {self.step}, {row['step_ms']:.0f} ms, loss {row['train_loss']:.3f}, "
+                f"accuracy {row['train_accuracy']:.3f}, {best}"
+            )
+            if self.progress >= 1:
+                self.bar.close()
+
+    # The end
+
+    def report(self, model: nn.Module, inductive: dict, transductive: dict) -> None:
+        """Write result.json, episodes.npz and curves.png, and print the line for people."""
+        if self.rank > 0:
+            return
+        c = self.config
+        accuracy, ci95 = meters.mean_ci95(inductive["accuracy"])
+        accuracy_transductive, ci95_transductive = meters.mean_ci95(transductive["accuracy"])
+        rows = list(csv.DictReader(open((c.evaluate or self.folder) / "log.csv")))
+        result = {
+            "algorithm": self.script.stem, "dataset": c.dataset, "ways": c.ways, "shots": c.shots,
+            "test_accuracy": accuracy, "test_ci95": ci95, "test_accuracy_transductive": accuracy_transductive,
+            "test_ci95_transductive": ci95_transductive, "test_episodes": len(inductive["accuracy"]),
+            "steps": self.step, "train_seconds": self.seconds,
+            "step_ms": float(np.median([float(row["step_ms"]) for row in rows])) if rows else None,
+            "peak_mib": max((float(row["peak_mib"]) for row in rows), default=meters.peak_mib(self.device)),
+            "parameters": sum(p.numel() for p in model.parameters()), "device": str(self.device), "seed": c.seed,
+            "val_accuracy": self.best[0], "width": c.width, "block": c.block,
+            "processor": meters.hardware(self.device)["processor"],
+        }  # fmt: skip
+        _write(self.folder / "result.json", json.dumps(result, indent=1))
+        arrays = {k: v for k, v in inductive.items() if k != "accuracy"}
+        np.savez_compressed(
+            self.folder / "episodes.npz", **arrays, predicted_transductive=transductive["predicted"]
+        )
+        if not c.evaluate:
+            curves(rows, self.folder / "curves.png", f"{self.script.stem}, {c.dataset} {c.ways}-way {c.shots}-shot")
+        print(f"run folder {self.folder}")
+        print(
+            f"test {accuracy:.4f} ± {ci95:.4f} (95 % CI, {result['test_episodes']} episodes, inductive) · "
+            f"{self.seconds:.0f} s · {result['peak_mib']:.0f} MiB"
+        )
+
+
+def outcome(episode: Episode, logits: Tensor) -> dict[str, np.ndarray]:
+    """What episodes.npz keeps of T tasks: accuracy (T,), classes (T, N), rows of the data file (T, S) and (T, Q), labels
+    and predictions. logits: (T, Q, N)."""
+    predicted = logits.argmax(-1)
+    kept = {
+        "accuracy": (predicted == episode.y_query).float().mean(-1), "classes": episode.classes,
+        "support_rows": episode.rows[episode.support], "support_labels": episode.y_support,
+        "query_rows": episode.rows[episode.query], "query_labels": episode.y_query, "predicted": predicted,
+    }  # fmt: skip
+    return {k: v.cpu().numpy() for k, v in kept.items()}
+
+
+def gather(batches: list[dict[str, np.ndarray]], episodes: int) -> dict[str, np.ndarray]:
+    """The first `episodes` tasks of all ranks' batches, in the order in which one process would have had them."""
+    ranks = [batches]
+    if dist.is_initialized():
+        ranks = [None] * dist.get_world_size()
+        dist.all_gather_object(ranks, batches)
+    in_order = [batch for turn in zip(*ranks) for batch in turn]
+    return {k: np.concatenate([batch[k] for batch in in_order])[:episodes] for k in in_order[0]}
+
+
+def backbone(shape: tuple[int, int, int], config: Options, device: torch.device) -> Conv4:
+    """Conv4 as the options say. Raises UsageError for images that are too small for it."""
+    channels_last = config.channels_last and device.type in ("cpu", "cuda")
+    try:
+        return Conv4(shape, config.width, config.block, channels_last, backbone_precision(config, device)).to(device)
+    except ValueError as error:
+        raise UsageError(f"--dataset {config.dataset}: {error}; build it with a larger --size") from None
+
+
+def backbone_precision(config: Options, device: torch.device) -> torch.dtype:
+    wanted = config.precision
+    if wanted == "auto":
+        wanted = "bfloat16" if meters.has_bfloat16(device) else "float32"
+    return getattr(torch, wanted)
+
+
+def outer_optimizer(model: nn.Module, config: Options) -> torch.optim.Optimizer:
+    """AdamW; weight decay is for convolutions, not for batch norm's and scalar parameters."""
+    groups = [[p for p in model.parameters() if (p.dim() > 1) == decays] for decays in (True, False)]
+    return torch.optim.AdamW(
+        [{"params": groups[0], "weight_decay": config.weight_decay}, {"params": groups[1], "weight_decay": 0.0}],
+        lr=config.learning_rate,
+    )
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory instead of returning it to the kernel and faulting it in again at every step, and
+    torch ask for huge pages. Does nothing where the C library has no mallopt."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first large tensor
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt:
+            M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+            mallopt(M_MMAP_MAX, 0)
+            mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def curves(rows: list[dict[str, str]], picture: Path, title: str) -> None:
+    """Draw loss and accuracy against minutes of training from the rows of a log.csv."""
+    import matplotlib.pyplot as plt
+
+    minutes = [float(row["seconds"]) / 60 for row in rows]
+    validated = [i for i, row in enumerate(rows) if row["val_accuracy"]]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    left.plot(minutes, [float(row["train_loss"]) for row in rows], color="tab:gray")
+    left.set(xlabel="minutes of training", ylabel="query loss", title=title, yscale="log")
+    right.plot(minutes, [float(row["train_accuracy"]) for row in rows], color="tab:gray", label="training tasks")
+    right.errorbar(
+        [minutes[i] for i in validated], [float(rows[i]["val_accuracy"]) for i in validated],
+        [float(rows[i]["val_ci95"]) for i in validated], color="tab:blue", capsize=2, label="validation (95 % CI)",
+    )  # fmt: skip
+    right.set(xlabel="minutes of training", ylabel="accuracy")
+    right.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        torch.empty(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}; this machine can use auto or cpu") from None
+
+
+def _new_folder(wanted: Path | None, default: Path) -> Path:
+    """The folder asked for, which may not hold a run, or the default one with the first free number behind it."""
+    if wanted is None:
+        candidates = (default.with_name(f"{default.name}-{i}") if i > 1 else default for i in range(1, 10_000))
+        return next(folder for folder in candidates if not folder.exists())
+    if (wanted / "config.json").exists():
+        raise UsageError(f"--out {wanted} holds a run already; go on with --resume {wanted}, or name another folder")
+    return wanted
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    """Write beside and rename, so that the file is never half there."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(partial, path)

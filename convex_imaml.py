@@ -1,0 +1,147 @@
+"""Convex iMAML: adapt only the final layer, to its exact optimum, and differentiate through that optimum.
+
+A task's head is the minimiser of a strongly convex function of its support set's features f_s, found by Newton's method:
+
+    W* = argmin_W  1/S sum_s CE(W f_s, y_s) + strength/2 |W - W0|^2                    (Eq 4, final layer only)
+
+The meta-gradient of the query loss goes through W* by the implicit function theorem, to W0 (Eq 5) and also, which the
+paper leaves out, to the backbone through the support features and to the strength: see common/solvers.py.
+
+    python convex_imaml.py --dataset omniglot --shots 1
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.conv4 import Statistics
+from common.episodes import Episode, EpisodeLoader
+from common.run import Options, Run, backbone, command, gather, outcome, outer_optimizer, parse
+from common.solvers import Solution, newton_head
+
+
+@dataclass
+class Config(Options):
+    """Options of convex_imaml.py. What is best for a data set stands in SETTINGS."""
+
+    strength: float = 0.03
+    """of the proximal term at the start (lambda); meta-learned from there"""
+    scale: float = 4.0
+    """of the features at the start, on top of d^-1/2; meta-learned from there"""
+    learn_start: bool = False
+    """meta-learn W0, the head that adaptation starts from (Eq 5); otherwise it is zero, which names no class first"""
+    tolerance: float = 1e-5
+    """of the solver: norm of the inner gradient relative to its start"""
+    newton_steps: int = 30
+    """of the solver, at most"""
+
+
+SETTINGS = {
+    "omniglot": dict(minutes=20.0),
+    "miniimagenet": dict(minutes=60.0),
+    "glyphs": dict(minutes=2.5),
+    "other": dict(minutes=30.0),
+}
+
+
+class Model(nn.Module):
+    """The meta-parameters: backbone, W0 (N, d + 1), strength and feature scale (both as logarithms)."""
+
+    def __init__(self, shape: tuple[int, int, int], config: Config, device: torch.device):
+        super().__init__()
+        self.backbone = backbone(shape, config, device)
+        if config.learn_start:
+            self.W0 = nn.Parameter(torch.zeros(config.ways, self.backbone.size + 1, device=device))
+        self.log_strength = nn.Parameter(torch.tensor(math.log(config.strength), device=device))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale), device=device))
+
+    def features(self, images: Tensor, statistics: str | Statistics) -> Tensor:
+        """Rows f of images (B, C, H, W): scaled features and a 1 for the bias.   (B, d + 1)"""
+        f = self.backbone(images, statistics)
+        return F.pad(f * (self.log_scale.exp() / f.shape[1] ** 0.5), (0, 1), value=1.0)
+
+
+def adapt(model: Model, f_support: Tensor, y_support: Tensor, ways: int, config: Config) -> Solution:
+    """The head of every task at its optimum, from support features (T, S, d + 1) and labels (T, S).   (T, N, d + 1)"""
+    W0 = model.W0 if config.learn_start else f_support.new_zeros(ways, f_support.shape[-1])
+    strength = model.log_strength.exp()
+    return newton_head(f_support, y_support, W0, strength, tolerance=config.tolerance, iterations=config.newton_steps)
+
+
+def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tensor]:
+    """Add the meta-gradient of the tasks' mean query loss to .grad; return loss, accuracy and the solver's statistics.
+
+    The backbone knows no task: it sees every image once, all in one batch, normalised by that batch's statistics.
+    """
+    f = model.features(episode.images, "batch")  # (B, d + 1)
+    head = adapt(model, f[episode.support], episode.y_support, episode.ways, config)
+    logits = f[episode.query] @ head.value.mT  # (T, Q, N)
+    loss = F.cross_entropy(logits.flatten(0, 1), episode.y_query.flatten())
+    loss.backward()
+    accuracy = (logits.detach().argmax(-1) == episode.y_query).float().mean()
+    return {"loss": loss.detach(), "accuracy": accuracy, **head.statistics()}
+
+
+@torch.no_grad()
+def predict(model: Model, episode: Episode, config: Config, transductive: bool = False) -> Tensor:
+    """Logits of the query images at the adapted head.   (T, Q, N)
+
+    Inductive: batch norm with running averages, every image by itself. Transductive: with the statistics of the
+    task's query batch, for its support and its query alike.
+    """
+    if not transductive:
+        f = torch.cat([model.features(images, "running") for images in episode.images.split(200)])
+        f_support, f_query = f[episode.support], f[episode.query]  # (T, S, d + 1), (T, Q, d + 1)
+    else:
+        statistics = [model.backbone.statistics_of(x) for x in episode.x_query]
+        f_support = torch.stack([model.features(*task) for task in zip(episode.x_support, statistics)])
+        f_query = torch.stack([model.features(*task) for task in zip(episode.x_query, statistics)])
+    return f_query @ adapt(model, f_support, episode.y_support, episode.ways, config).value.mT
+
+
+# From here on all scripts are the same.
+
+
+def evaluate(model: nn.Module, loader: EpisodeLoader, episodes: int, config: Options, transductive: bool = False) -> dict:
+    """Accuracy of `episodes` tasks, always the same ones of a loader, and what was drawn and predicted in each."""
+    model.eval()
+    loader.rewind()
+    batches = []
+    for _ in range(math.ceil(episodes / (loader.tasks * loader.stride))):
+        episode = loader.sample()
+        batches.append(outcome(episode, predict(model, episode, config, transductive)))
+    model.train()
+    return gather(batches, episodes)
+
+
+def main() -> None:
+    config = parse(Config, SETTINGS)
+    run = Run(config, __file__)
+    train, val, test = run.loaders()
+    torch.manual_seed(config.seed)
+    model = Model(train.image_shape, config, run.device)
+    optimizer = outer_optimizer(model, config)
+    run.restore(model, optimizer)
+
+    while run.progress < 1 and not config.evaluate:
+        optimizer.zero_grad()
+        for episode in run.draw(train, model):
+            statistics = meta_step(model, episode, config)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        run.count(optimizer, gradient_norm=norm, **statistics)
+        if run.row_due:
+            with run.clock_stopped():
+                validation = evaluate(model, val, config.val_episodes, config) if run.validation_due else None
+                run.write_row(model, optimizer, validation)
+
+    model.load_state_dict(run.best_state)
+    inductive = evaluate(model, test, config.test_episodes, config)
+    run.report(model, inductive, evaluate(model, test, config.test_episodes, config, transductive=True))
+
+
+if __name__ == "__main__":
+    command(main)
