@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import h5py
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs as a script, from anywhere
 
-from data_prep import folder, glyphs, miniimagenet, omniglot  # noqa: E402
+from data_prep import folder, miniimagenet, omniglot  # noqa: E402
 from data_prep.shards import SPLITS, DataError  # noqa: E402
 
 NEEDS = {
@@ -71,6 +72,8 @@ def build(options: argparse.Namespace) -> Path:
         raise DataError(f"--dataset {name}: expected a name of letters, digits and . _ + -, as it becomes a folder")
     if options.seed < 0:
         raise DataError(f"--seed {options.seed}: expected 0 or more")
+    if options.data_dir.exists() and not options.data_dir.is_dir():
+        raise DataError(f"--data-dir {options.data_dir}: is a file, expected a folder or a new name")
     own = name not in NEEDS
     for option, given, fits in (
         ("--raw", raw, name != "glyphs"),
@@ -88,6 +91,8 @@ def build(options: argparse.Namespace) -> Path:
         raise DataError(f"--raw {' '.join(map(str, raw))}: expected one folder or archive; put them into one folder")
 
     if name == "glyphs":
+        from data_prep import glyphs  # here, because nothing else needs matplotlib
+
         return glyphs.build(options.data_dir)
     if name == "omniglot":
         if options.split not in (None, "vinyals", "lake"):
@@ -162,4 +167,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the half-built folder goes, as on Ctrl-C
     sys.exit(main())

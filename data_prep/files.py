@@ -189,4 +189,7 @@ def _tar(file: BinaryIO, path: Path, stack: ExitStack) -> Files:
             files |= {f"{name.removesuffix('.tar')}/{inner}": opener for inner, opener in within.items()}
         else:
             files[name] = lambda member=member: archive.extractfile(member)
+    file.seek(archive.offset)
+    if any(mark := file.read(tarfile.BLOCKSIZE)) or not mark:  # tarfile itself would take half a tar for a whole one
+        raise tarfile.ReadError("it stops before its end")
     return files

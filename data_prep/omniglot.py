@@ -1,9 +1,12 @@
 """Omniglot (Lake et al., 2015): 1623 characters x 20 drawings, 28x28, ink 255 on 0, rotations are classes."""
 
+import contextlib
 import http.client
+import io
 import re
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -66,7 +69,9 @@ def download(data_dir: Path) -> Path:
     socket.setdefaulttimeout(30)  # seconds without an answer; torchvision would wait for ever
     try:
         # It fetches into a folder that goes again: with the zips come 32,460 extracted files, or half a zip.
-        with tempfile.TemporaryDirectory() as temporary:
+        # Its progress bars are for a terminal only.
+        quiet = sys.stderr if sys.stderr.isatty() else io.StringIO()
+        with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stderr(quiet):
             for background in (True, False):
                 Omniglot(temporary, background=background, download=True)
             folder.mkdir(parents=True, exist_ok=True)

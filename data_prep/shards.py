@@ -98,8 +98,9 @@ def _write_split(path: Path, split: str, content: Split, source: str, moments):
                 )
         if moments is None:
             levels = np.arange(256) / 255
-            mean, square = (histogram @ power / histogram.sum(1) for power in (levels, levels**2))
-            moments = mean, np.sqrt(square - mean**2)
+            share = histogram / histogram.sum(1, keepdims=True)  # (C, 256)
+            mean = share @ levels
+            moments = mean, np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1))
         file["class_start"] = starts
         file["class_names"] = names
         digest.update(starts)

@@ -6,8 +6,12 @@ from typing import BinaryIO
 
 import numpy as np
 
+from data_prep.files import BROKEN
 from data_prep.shards import DataError
 
+# What Unpickler raises for bytes that are no pickle, or lead numpy astray.
+UNREADABLE = (pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, ImportError, ArithmeticError)
+UNREADABLE += (MemoryError,)
 NUMPY_1 = np.__version__.startswith("1.")
 
 # What numpy arrays, numpy scalars and plain containers need, by the names of numpy 1 and 2. `_codecs.encode` is how
@@ -46,5 +50,5 @@ def load(file: BinaryIO, name: str):
             f"{name}: refused, the pickle {error}, expected numpy arrays and plain containers only; get it from "
             "elsewhere, or build from the images"
         ) from None
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, ImportError) as error:
+    except (*BROKEN, *UNREADABLE) as error:
         raise DataError(f"{name}: not a whole pickle ({error}); fetch it again") from None
