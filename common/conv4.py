@@ -50,10 +50,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, statistics: str | tuple[Tensor, Tensor]) -> Tensor:
         """x: (B, channels, H, W) -> (B, width, H // 2, W // 2)."""
+        return self.after_norm(self.norm(self.before_norm(x), statistics))
+
+    def before_norm(self, x: Tensor) -> Tensor:
         x = self.convolution(x)
-        if self.order == "pool-norm":
-            return F.relu(self.norm(F.max_pool2d(x, 2), statistics))
-        return F.relu(F.max_pool2d(self.norm(x, statistics), 2))
+        return F.max_pool2d(x, 2) if self.order == "pool-norm" else x
+
+    def after_norm(self, x: Tensor) -> Tensor:
+        return F.relu(x if self.order == "pool-norm" else F.max_pool2d(x, 2))
 
 
 class Conv4(nn.Module):
@@ -83,8 +87,8 @@ class Conv4(nn.Module):
         self.to(memory_format=self.layout)
 
     def forward(self, x: Tensor, statistics: str | Statistics) -> Tensor:
-        x = x.contiguous(memory_format=self.layout)
-        with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
+        with self._autocast(x):
+            x = x.contiguous(memory_format=self.layout)
             for i, block in enumerate(self.blocks):
                 x = block(x, statistics if isinstance(statistics, str) else statistics[i])
         return x.flatten(1).to(self.blocks[0].convolution.weight.dtype)
@@ -92,14 +96,16 @@ class Conv4(nn.Module):
     @torch.no_grad()
     def statistics_of(self, x: Tensor) -> Statistics:
         """What batch norm sees in every block when this batch is normalised by itself: its mean and variance."""
-        collected = []
-        norms = [block.norm for block in self.blocks]
-        saved = [(n.running_mean, n.running_var, n.momentum, n.training) for n in norms]
-        for n in norms:  # with momentum 1 a running average is the last batch's own
-            n.running_mean, n.running_var = torch.zeros_like(n.running_mean), torch.ones_like(n.running_var)
-            n.momentum, n.training = 1.0, True
-        self(x, "batch")
-        for n, (mean, var, n.momentum, n.training) in zip(norms, saved):
-            collected.append((n.running_mean, n.running_var))
-            n.running_mean, n.running_var = mean, var
-        return collected
+        statistics = []
+        with self._autocast(x):
+            x = x.contiguous(memory_format=self.layout)
+            for block in self.blocks:
+                x = block.before_norm(x)
+                mean = x.to(block.norm.weight.dtype).mean((0, 2, 3))
+                var = (x - mean[:, None, None]).square().mean((0, 2, 3))
+                statistics.append((mean, var))
+                x = block.after_norm(block.norm(x, statistics[-1]))
+        return statistics
+
+    def _autocast(self, x: Tensor) -> torch.autocast:
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)

@@ -116,8 +116,11 @@ class _Head:
     def gradient(self, W: Tensor, P: Tensor) -> Tensor:
         return (P - self.Y).mT @ self.F / self.F.shape[1] + self.strength * (W - self.W0)  # (T, N, d)
 
-    def solve(self, P: Tensor, v: Tensor) -> Tensor:
-        """u of (H + strength I) u = v, with H = 1/S sum_s (diag p_s - p_s p_s') x f_s f_s'.   (T, N, d)"""
+    def solve(self, P: Tensor, v: Tensor, tolerance: float) -> Tensor:
+        """u of (H + strength I) u = v, with H = 1/S sum_s (diag p_s - p_s p_s') x f_s f_s'.   (T, N, d)
+
+        tolerance: of conjugate gradient, relative to |v|; the factorisation is exact.
+        """
         (T, S, _), N = self.F.shape, P.shape[-1]
         if self.method == "cg":
 
@@ -125,7 +128,7 @@ class _Head:
                 u = u.view_as(v)
                 return (_times_softmax_hessian(P, self.F @ u.mT).mT @ self.F / S + self.strength * u).flatten(1)
 
-            return cg(matvec, v.flatten(1), tolerance=torch.finfo(v.dtype).eps ** 0.75, iterations=200).value.view_as(v)
+            return cg(matvec, v.flatten(1), tolerance=tolerance, iterations=200).value.view_as(v)
         # H = B'B with B = L'(F x I) / sqrt(S) and L_s L_s' = diag p_s - p_s p_s', so by Woodbury's identity
         # u = (v - B'(strength I + B B')^-1 B v) / strength.
         root = P.sqrt()
@@ -155,7 +158,7 @@ class _Head:
             converged = residual <= target  # False for a residual that is no number
             if count == iterations or converged.all():
                 break
-            D = -self.solve(P, g)
+            D = -self.solve(P, g, tolerance=1e-4)  # near the optimum each step gains at least these four digits
             ZD = self.F @ D.mT
             # Backtracking: the largest of 1, 1/2, 1/4, ... that decreases G by 1e-4 of what its slope promises (Armijo).
             offset, slope = (W - self.W0).flatten(1), (g * D).flatten(1).sum(-1)
@@ -186,7 +189,7 @@ class _AtOptimum(torch.autograd.Function):
         (W,), head = ctx.saved_tensors, ctx.problem
         S = head.F.shape[1]
         P = (head.F @ W.mT).softmax(-1)
-        u = head.solve(P, v)  # (T, N, d)
+        u = head.solve(P, v, tolerance=torch.finfo(v.dtype).eps ** 0.75)  # (T, N, d)
         # <u, grad G> depends on f_s through 1/S (p_s - y_s)' u f_s, where p_s = softmax(W f_s)
         to_features = -((P - head.Y) @ u + _times_softmax_hessian(P, head.F @ u.mT) @ W) / S
         to_strength = -(u * (W - head.W0)).sum()

@@ -1,0 +1,38 @@
+"""Small data sets that the tests make themselves."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from data_prep import shards
+
+
+def write_set(data_dir: Path, name: str, classes=(12, 8, 9), counts=(20, 24), shape=(1, 28, 28), seed=0) -> Path:
+    """A data set of random patterns: `classes` a split, sizes cycling through `counts`, images a class's pattern
+    with noise, so that it can be learned."""
+    generator = np.random.default_rng(seed)
+
+    def split(name, n):
+        sizes = [counts[c % len(counts)] for c in range(n)]
+        patterns = generator.integers(0, 200, (n, *shape))
+        blocks = (np.clip(p + generator.normal(0, 40, (k, *shape)), 0, 255).astype(np.uint8) for p, k in zip(patterns, sizes))
+        return shards.Split([f"{name}/class{c:02d}" for c in range(n)], sizes, blocks)
+
+    return shards.write(data_dir, name, {s: split(s, n) for s, n in zip(shards.SPLITS, classes)}, "made by the tests")
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """A folder with the data set `toy`: 12, 8 and 9 classes of 20 or 24 images, 28x28."""
+    folder = tmp_path_factory.mktemp("data")
+    write_set(folder, "toy")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy(data_dir) -> dict[str, np.ndarray]:
+    """The arrays of toy's train.h5."""
+    with h5py.File(data_dir / "toy" / "train.h5") as file:
+        return {"images": file["images"][:], "start": file["class_start"][:]}

@@ -1,0 +1,142 @@
+"""What is drawn: disjoint, balanced, permuted, repeatable, and the images that the file holds."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from common.episodes import EpisodeLoader, UsageError, Warp
+
+POOLS = (None, (8, 12))
+
+
+def loader_of(data_dir, split="train", ways=5, shots=2, queries=3, tasks=6, **options):
+    return EpisodeLoader(data_dir / "toy" / f"{split}.h5", ways, shots, queries, tasks, **options)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_support_and_query_are_disjoint_and_balanced(data_dir, pool):
+    loader = loader_of(data_dir, pool=pool)
+    for _ in range(5):
+        episode = loader.sample()
+        for task in range(6):
+            drawn = torch.cat([episode.rows[episode.support[task]], episode.rows[episode.query[task]]])
+            assert drawn.unique().numel() == 5 * (2 + 3)
+            assert episode.y_support[task].bincount().tolist() == [2] * 5
+            assert episode.y_query[task].bincount().tolist() == [3] * 5
+            assert episode.classes[task].unique().numel() == 5
+
+
+@pytest.mark.parametrize("memory", ("device", "mapped"))
+@pytest.mark.parametrize("pool", POOLS)
+def test_images_and_labels_are_those_of_the_file(data_dir, toy, pool, memory):
+    loader = loader_of(data_dir, pool=pool, memory=memory)
+    for _ in range(3):
+        episode = loader.sample()
+        pixels = (episode.images * loader.std + loader.mean).round().to(torch.uint8).numpy()
+        np.testing.assert_array_equal(pixels, toy["images"][episode.rows.numpy()])
+        for x, where, y in (
+            (episode.x_support, episode.support, episode.y_support), (episode.x_query, episode.query, episode.y_query)
+        ):  # fmt: skip
+            class_of_row = np.searchsorted(toy["start"], episode.rows[where].numpy(), side="right") - 1
+            np.testing.assert_array_equal(class_of_row, episode.classes.gather(1, y).numpy())
+            torch.testing.assert_close(x, episode.images[where])
+
+
+def test_the_mapped_file_gives_the_same_episodes_as_memory_does(data_dir):
+    kept, mapped = (loader_of(data_dir, memory=memory) for memory in ("device", "mapped"))
+    for _ in range(4):
+        a, b = kept.sample(), mapped.sample()
+        assert torch.equal(a.images, b.images) and torch.equal(a.query, b.query) and torch.equal(a.y_query, b.y_query)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_labels_and_order_are_permuted(data_dir, pool):
+    """Over many tasks every class takes every label equally often, and so does every place of the support set."""
+    loader = loader_of(data_dir, tasks=3000, shots=1, queries=1, pool=pool and (12, 12))
+    episode = loader.sample()
+    expected = 3000 / 12
+    for label in range(5):
+        assert np.abs(episode.classes[:, label].bincount(minlength=12).numpy() - expected).max() < 5 * expected**0.5
+        assert np.abs(episode.y_support[:, 0].bincount().numpy() - 600).max() < 5 * 600**0.5
+    same = (episode.y_support[:, 0] == episode.y_query[:, 0]).float().mean()
+    assert abs(same - 0.2) < 0.04, "the order of the support set tells the order of the query set"
+
+
+def test_every_image_of_a_ragged_class_is_drawn(data_dir, toy):
+    loader = loader_of(data_dir, tasks=400)
+    rows = torch.cat([loader.sample().rows for _ in range(2)])
+    assert rows.unique().numel() == len(toy["images"])
+
+
+def test_a_pool_holds_each_image_once(data_dir):
+    episode = loader_of(data_dir, tasks=50, pool=(8, 12)).sample()
+    assert len(episode.images) == 8 * 12 == episode.rows.unique().numel()
+
+
+def test_seeds_repeat_and_seeds_ranks_and_batches_differ(data_dir):
+    first, again, other = (loader_of(data_dir, seed=s) for s in (3, 3, 4))
+    ranks = [loader_of(data_dir, seed=3, offset=r, stride=2) for r in (0, 1)]
+    a, b, c = first.sample(), again.sample(), other.sample()
+    assert torch.equal(a.rows, b.rows) and torch.equal(a.images, b.images) and torch.equal(a.y_query, b.y_query)
+    assert not torch.equal(a.rows, c.rows)
+    second = first.sample()
+    assert not torch.equal(a.rows, second.rows)
+    assert torch.equal(ranks[0].sample().rows, a.rows) and torch.equal(ranks[1].sample().rows, second.rows)
+    first.rewind()
+    assert torch.equal(first.sample().rows, a.rows)
+
+
+def test_normalised_training_images_have_mean_zero_and_deviation_one(data_dir):
+    images = loader_of(data_dir, tasks=400).sample().images
+    assert abs(images.mean()) < 0.01 and abs(images.std() - 1) < 0.01
+
+
+def test_a_mirror_is_a_mirror_and_no_warp_changes_nothing(data_dir):
+    plain, flipped = loader_of(data_dir).sample(), loader_of(data_dir, warp=Warp(flip=True)).sample()
+    assert torch.equal(plain.rows, flipped.rows)
+    mirrored = 0
+    for x, y in zip(plain.images, flipped.images):
+        is_mirror = torch.allclose(x.flip(-1), y, atol=1e-4)
+        assert is_mirror or torch.allclose(x, y, atol=1e-4)
+        mirrored += is_mirror
+    assert 0.3 < mirrored / len(plain.images) < 0.7
+
+
+def test_a_shift_moves_and_a_smaller_size_averages(data_dir):
+    plain = loader_of(data_dir).sample().images
+    shifted = loader_of(data_dir, warp=Warp(shift=0.2)).sample().images
+    assert shifted.shape == plain.shape and (shifted - plain).abs().mean() > 0.1
+    halved = loader_of(data_dir, warp=Warp(size=14)).sample().images
+    torch.testing.assert_close(halved, torch.nn.functional.avg_pool2d(plain, 2), rtol=0, atol=1e-4)
+
+
+def test_too_many_ways_and_too_many_images_are_refused(data_dir):
+    with pytest.raises(UsageError, match="--ways 13: train of toy has 12 classes"):
+        loader_of(data_dir, ways=13)
+    with pytest.raises(UsageError, match="shots . queries = 5 . 16: class .* has 20 images"):
+        loader_of(data_dir, shots=5, queries=16)
+
+
+@pytest.mark.parametrize("damage", ("missing", "cut", "text", "no images", "wrong starts", "float images"))
+def test_a_file_that_is_not_whole_is_refused_with_the_command_that_builds_it(data_dir, tmp_path, damage):
+    path = tmp_path / "toy" / "train.h5"
+    path.parent.mkdir()
+    content = (data_dir / "toy" / "train.h5").read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "text":
+        path.write_text("version https://git-lfs.github.com/spec/v1")
+    elif damage != "missing":
+        path.write_bytes(content)
+        with h5py.File(path, "r+") as file:
+            if damage == "wrong starts":
+                file["class_start"][-1] += 1
+            else:
+                images = file["images"][:]
+                del file["images"]
+                if damage == "float images":
+                    file["images"] = images / 255
+    with pytest.raises(UsageError, match="python data_prep/build.py --dataset toy") as refusal:
+        EpisodeLoader(path, 5, 1, 1, 1)
+    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)

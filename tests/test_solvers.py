@@ -1,0 +1,193 @@
+"""The solvers against dense references, an independent optimiser and finite differences."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from common.solvers import cg, newton_head
+
+METHODS = ("cholesky", "cg")
+
+
+def a_problem(tasks=3, ways=5, shots=2, d=17, dtype=torch.float64, seed=0):
+    """Features (T, S, d) and labels (T, S) that a linear head can't fit without effort."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.stack([torch.randperm(ways * shots, generator=generator) % ways for _ in range(tasks)])
+    features = torch.randn(tasks, ways * shots, d, generator=generator, dtype=dtype)
+    W0 = torch.randn(ways, d, generator=generator, dtype=dtype) / 10
+    return features, labels, W0, torch.tensor(0.05, dtype=dtype)
+
+
+def objective(W, features, labels, W0, strength):
+    """G of one task, from torch's own cross-entropy."""
+    return F.cross_entropy(features @ W.T, labels) + strength / 2 * (W - W0).square().sum()
+
+
+def lbfgs_optimum(features, labels, W0, strength):
+    """One task's minimiser by torch's L-BFGS, run until its gradient is below 1e-10."""
+    W = W0.clone().requires_grad_()
+    # The line search compares values, which rounding makes equal near the optimum; unit steps finish from there.
+    for line_search in ("strong_wolfe", None):
+        optimizer = torch.optim.LBFGS([W], 1.0, 500, None, 1e-12, 0.0, 50, line_search)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = objective(W, features, labels, W0, strength)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    assert torch.autograd.grad(objective(W, features, labels, W0, strength), W)[0].norm() < 1e-10
+    return W.detach()
+
+
+def dense_optimum(features, labels, W0, strength):
+    """One task's minimiser by Newton's method on autograd's full Hessian, halving the step until the value falls."""
+    W = W0.clone()
+    for _ in range(20):
+        value = objective(W, features, labels, W0, strength)
+        gradient = torch.func.grad(objective)(W, features, labels, W0, strength).flatten()
+        H = torch.func.hessian(objective)(W, features, labels, W0, strength).reshape(W.numel(), W.numel())
+        step = torch.linalg.solve(H, gradient).view_as(W)
+        while objective(W - step, features, labels, W0, strength) > value and step.norm() > 1e-14:
+            step = step / 2
+        W = W - step
+    return W
+
+
+def trained_features(tasks=2, ways=5, shots=2):
+    """Float64 features of a small backbone that learned to tell 8 patterns apart: correlated, non-negative, not centred."""
+    from common.conv4 import Conv4
+
+    torch.manual_seed(0)
+    patterns = torch.randn(8, 1, 16, 16)
+    net, head = Conv4((1, 16, 16), 16, "norm-pool"), torch.nn.Linear(16, 8)
+    optimizer = torch.optim.Adam([*net.parameters(), *head.parameters()], 1e-2)
+    for _ in range(30):
+        y = torch.arange(64) % 8
+        optimizer.zero_grad()
+        F.cross_entropy(head(net(patterns[y] + torch.randn(64, 1, 16, 16) / 2, "batch")), y).backward()
+        optimizer.step()
+    labels = torch.stack([torch.randperm(ways * shots) % ways for _ in range(tasks)])
+    with torch.no_grad():
+        images = patterns[labels.flatten()] + torch.randn(labels.numel(), 1, 16, 16) / 2
+        return net(images, "running").double().view(tasks, ways * shots, 16), labels
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("features_of", ("made", "trained"))
+def test_newton_head_equals_a_dense_reference_and_lbfgs(method, features_of):
+    features, labels, W0, strength = a_problem()
+    if features_of == "trained":
+        features, labels = trained_features()
+        W0 = torch.randn(5, features.shape[-1], dtype=torch.float64) / 10
+    solution = newton_head(features, labels, W0, strength, tolerance=1e-12, method=method)
+    assert solution.converged.all()
+    for task, W in enumerate(solution.value):
+        problem = features[task], labels[task], W0, strength
+        assert (W - W0).norm() > 0.1
+        torch.testing.assert_close(W, dense_optimum(*problem), rtol=0, atol=1e-10)
+        torch.testing.assert_close(W, lbfgs_optimum(*problem), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_implicit_gradient_equals_finite_differences_in_features_start_and_strength(method):
+    features, labels, W0, strength = a_problem(tasks=2, shots=1, d=7)
+    towards = torch.randn(2, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def query_loss(features, W0, strength):
+        return (newton_head(features, labels, W0, strength, tolerance=1e-13, method=method).value * towards).sum()
+
+    inputs = [features.requires_grad_(), W0.requires_grad_(), strength.requires_grad_()]
+    gradients = torch.autograd.grad(query_loss(*inputs), inputs)
+    for i, (x, gradient) in enumerate(zip(inputs, gradients)):
+        assert gradient.norm() > 1e-3
+        numeric = torch.zeros_like(x).flatten()
+        for k in range(x.numel()):
+            shifted = [torch.zeros_like(x).flatten() for _ in range(2)]
+            shifted[0][k], shifted[1][k] = 1e-5, -1e-5
+            up, down = (query_loss(*inputs[:i], (x + s.view_as(x)).detach(), *inputs[i + 1 :]) for s in shifted)
+            numeric[k] = ((up - down) / 2e-5).detach()
+        torch.testing.assert_close(gradient.flatten(), numeric, rtol=1e-6, atol=1e-8)
+
+
+def test_gradient_at_the_optimum_is_the_proximal_identity():
+    """Eq 4: grad L(W*) + strength (W* - W0) = 0; Eq 5: (I + H / strength) dW*/dW0 = I, applied to a vector."""
+    features, labels, W0, strength = a_problem(tasks=1)
+    W0.requires_grad_()
+    W = newton_head(features, labels, W0, strength, tolerance=1e-13).value[0]
+    loss = lambda w: F.cross_entropy(features[0] @ w.T, labels[0])  # noqa: E731
+    gradient = torch.func.grad(loss)(W.detach())
+    assert gradient.norm() > 1e-3
+    torch.testing.assert_close(gradient, -strength * (W - W0).detach(), rtol=0, atol=1e-12)
+
+    v = torch.randn_like(W)
+    u = torch.autograd.grad(W, W0, v)[0]  # (I + H / strength)^-1 v, H being symmetric
+    H = torch.func.hessian(loss)(W.detach()).reshape(W.numel(), W.numel())
+    torch.testing.assert_close(u.flatten() + H @ u.flatten() / strength, v.flatten(), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ("separable", "duplicated", "zero", "huge"))
+def test_hard_features_converge_or_say_that_they_did_not(method, kind):
+    features, labels, W0, strength = a_problem(dtype=torch.float32)
+    if kind == "separable":
+        features = F.one_hot(labels, 17).float() * 30
+    elif kind == "duplicated":
+        features = features[:, :1].expand_as(features).contiguous()  # the same image under every label
+    elif kind == "zero":
+        features = torch.zeros_like(features)
+    else:
+        features = features * 1e4
+    solution = newton_head(features, labels, W0, strength, method=method)
+    assert solution.value.isfinite().all()
+    for task, W in enumerate(solution.value.double()):
+        problem = features[task].double(), labels[task], W0.double(), strength.double()
+        gradient, start = (torch.func.grad(objective)(w, *problem).norm() for w in (W, W0.double()))
+        # float32 can't say less than its rounding of the terms that cancel
+        rounding = 1e-6 * (features[task].norm() + 1)
+        assert solution.residual[task] == pytest.approx(float(gradient), abs=float(rounding))
+        assert bool(solution.converged[task]) == bool(gradient <= 1e-5 * start + rounding) or kind == "huge"
+    if kind in ("separable", "zero", "duplicated"):
+        assert solution.converged.all()
+
+
+def test_too_few_iterations_are_reported_as_not_converged():
+    features, labels, W0, strength = a_problem()
+    solution = newton_head(features * 10, labels, W0, strength, iterations=1)
+    assert not solution.converged.any() and solution.iterations == 1
+    certificate = solution.residual / strength
+    exact = newton_head(features * 10, labels, W0, strength, tolerance=1e-12)
+    assert exact.converged.all()
+    distance = (solution.value - exact.value).flatten(1).norm(dim=1)
+    assert (distance > 0).all() and (distance <= certificate).all()
+
+
+def test_a_strength_of_zero_is_refused():
+    features, labels, W0, strength = a_problem()
+    with pytest.raises(ValueError, match="strength"):
+        newton_head(features, labels, W0, strength * 0)
+
+
+def test_cg_equals_a_dense_solve():
+    generator = torch.Generator().manual_seed(0)
+    B = torch.randn(4, 12, 12, dtype=torch.float64, generator=generator)
+    A, b = B @ B.mT + torch.eye(12, dtype=torch.float64), torch.randn(4, 12, dtype=torch.float64, generator=generator)
+    solution = cg(lambda x: (A @ x[..., None])[..., 0], b, tolerance=1e-12, iterations=50)
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.value, torch.linalg.solve(A, b), rtol=0, atol=1e-10)
+    torch.testing.assert_close(solution.residual, (b - (A @ solution.value[..., None])[..., 0]).norm(dim=-1))
+
+
+def test_cg_reports_a_matrix_that_is_not_positive_definite():
+    A = torch.stack([torch.diag(torch.tensor([1.0, 2.0, 3.0])), torch.diag(torch.tensor([1.0, -2.0, 3.0]))])
+    b = torch.ones(2, 3)
+    solution = cg(lambda x: (A @ x[..., None])[..., 0], b)
+    assert solution.converged.tolist() == [True, False]
+    torch.testing.assert_close(solution.value[0], b[0] / A[0].diagonal())
+
+
+def test_cg_stopped_early_is_reported_as_not_converged():
+    A = torch.diag(torch.linspace(1, 100, 20, dtype=torch.float64))[None]
+    solution = cg(lambda x: (A @ x[..., None])[..., 0], torch.ones(1, 20, dtype=torch.float64), iterations=3)
+    assert solution.iterations == 3 and not solution.converged.any() and solution.residual > 1e-3
