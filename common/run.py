@@ -192,8 +192,8 @@ def _saved_config(config_type: type, folder: Path):
     fields = {f.name: f for f in dataclasses.fields(config_type)}
     if unknown := set(saved) - set(fields) - {"algorithm"}:
         raise UsageError(f"{folder} is a run of {saved.get('algorithm')}, with options {sorted(unknown)} that aren't here")
-    paths = {"data_dir", "out"}
-    return config_type(**{k: Path(v) if k in paths and v else v for k, v in saved.items() if k in fields})
+    saved |= {"data_dir": Path(saved["data_dir"]), "out": None}
+    return config_type(**{k: v for k, v in saved.items() if k in fields})
 
 
 def _check(config: Options) -> None:

@@ -22,13 +22,12 @@ class Solution(NamedTuple):
 
     value: Tensor
     residual: Tensor  # (T,) norm of what should be zero at the solution
-    iterations: int  # of the whole batch: as many as its slowest task took
+    iterations: Tensor  # (T,) steps until the task converged, or until the solver stopped
     converged: Tensor  # (T,) bool
 
     def statistics(self) -> dict[str, Tensor]:
-        """The columns of log.csv."""
-        iterations = torch.tensor(self.iterations, device=self.residual.device)
-        return {"iterations": iterations, "residual": self.residual, "converged": self.converged}
+        """The columns of log.csv, a value a task."""
+        return {"iterations": self.iterations, "residual": self.residual, "converged": self.converged}
 
 
 def cg(
@@ -46,12 +45,12 @@ def cg(
     rr = r.square().sum(-1)  # (T,)
     target = (tolerance * b.norm(dim=-1)).square()
     definite = torch.ones_like(rr, dtype=torch.bool)
-    count = 0
-    for count in range(1, (b.shape[-1] if iterations is None else iterations) + 1):
+    count = torch.zeros_like(rr, dtype=torch.long)
+    for _ in range(b.shape[-1] if iterations is None else iterations):
         active = definite & (rr > target)
         if not active.any():
-            count -= 1
             break
+        count += active
         Ap = matvec(p)
         curvature = (p * Ap).sum(-1)
         definite = definite & ~(active & (curvature <= 0))
@@ -143,21 +142,22 @@ class _Head:
         z = torch.cholesky_solve(Bv, factor).view(T, S, N) / S
         return (v - torch.einsum("tsnm,tsm->tsn", L, z).mT @ self.F) / self.strength
 
-    def minimise(self, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, int, Tensor]:
+    def minimise(self, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         S = self.F.shape[1]
         W = self.W0.expand(len(self.F), *self.W0.shape)
         Z = self.F @ self.W0.T  # (T, S, N) logits
         steps = 0.5 ** torch.arange(12, dtype=Z.dtype, device=Z.device)  # (J,)
         noise = 10 * torch.finfo(Z.dtype).eps
-        target = None
-        for count in range(iterations + 1):
+        target, count = None, torch.zeros(len(self.F), dtype=torch.long, device=Z.device)
+        for step in range(iterations + 1):
             P = Z.softmax(-1)
             g = self.gradient(W, P)
             residual = g.flatten(1).norm(dim=-1)
             target = tolerance * residual if target is None else target
             converged = residual <= target  # False for a residual that is no number
-            if count == iterations or converged.all():
+            if step == iterations or converged.all():
                 break
+            count += ~converged
             D = -self.solve(P, g, tolerance=1e-4)  # near the optimum each step gains at least these four digits
             ZD = self.F @ D.mT
             # Backtracking: the largest of 1, 1/2, 1/4, ... that decreases G by 1e-4 of what its slope promises (Armijo).
@@ -168,9 +168,9 @@ class _Head:
             value = loss + self.strength / 2 * travel.square().sum(-1)
             before = (Z.logsumexp(-1) - (Z * self.Y).sum(-1)).sum(-1) / S + self.strength / 2 * offset.square().sum(-1)
             enough = value <= before + 1e-4 * steps[:, None] * slope + noise * before.abs()
-            step = torch.where(enough, steps[:, None], 0.0).amax(0)  # (T,) 0 where none will do: rounding is reached
-            step = torch.where(converged, 0.0, step)[:, None, None]
-            W, Z = W + step * D, Z + step * ZD
+            length = torch.where(enough, steps[:, None], 0.0).amax(0)  # (T,) 0 where none will do: rounding is reached
+            length = torch.where(converged, 0.0, length)[:, None, None]
+            W, Z = W + length * D, Z + length * ZD
         return W, residual, count, converged
 
 

@@ -10,13 +10,14 @@ from data_prep import shards
 
 
 def write_set(data_dir: Path, name: str, classes=(12, 8, 9), counts=(20, 24), shape=(1, 28, 28), seed=0) -> Path:
-    """A data set of random patterns: `classes` a split, sizes cycling through `counts`, images a class's pattern
+    """A data set of coarse random patterns: `classes` a split, sizes cycling through `counts`, images a class's pattern
     with noise, so that it can be learned."""
     generator = np.random.default_rng(seed)
 
     def split(name, n):
         sizes = [counts[c % len(counts)] for c in range(n)]
-        patterns = generator.integers(0, 200, (n, *shape))
+        coarse = generator.integers(0, 2, (n, shape[0], shape[1] // 4, shape[2] // 4)) * 200
+        patterns = coarse.repeat(4, axis=2).repeat(4, axis=3)
         blocks = (np.clip(p + generator.normal(0, 40, (k, *shape)), 0, 255).astype(np.uint8) for p, k in zip(patterns, sizes))
         return shards.Split([f"{name}/class{c:02d}" for c in range(n)], sizes, blocks)
 

@@ -155,7 +155,7 @@ def test_hard_features_converge_or_say_that_they_did_not(method, kind):
 def test_too_few_iterations_are_reported_as_not_converged():
     features, labels, W0, strength = a_problem()
     solution = newton_head(features * 10, labels, W0, strength, iterations=1)
-    assert not solution.converged.any() and solution.iterations == 1
+    assert not solution.converged.any() and solution.iterations.tolist() == [1, 1, 1]
     certificate = solution.residual / strength
     exact = newton_head(features * 10, labels, W0, strength, tolerance=1e-12)
     assert exact.converged.all()

@@ -1,0 +1,224 @@
+"""The scripts as commands: what they write, resume, test again, refuse, and do in several processes."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import convex_imaml
+from common import run as frame
+
+SCRIPTS = {"convex_imaml": convex_imaml}
+SMALL = "--dataset toy --width 8 --tasks 4 --queries 5 --train-queries 3 --eval-every 50 --val-episodes 10 --test-episodes 12"
+SMALL += " --device cpu --no-keep-memory"
+
+
+@pytest.fixture
+def command(monkeypatch, data_dir, tmp_path):
+    """Runs a script's command in this process, in an empty folder: (exit status, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(frame, "ROOT", tmp_path)
+
+    def call(options, script=convex_imaml, data=data_dir):
+        monkeypatch.setattr(sys, "argv", [script.__file__, "--data-dir", str(data), *options.split()])
+        try:
+            frame.command(script.main)
+            return 0
+        except SystemExit as stop:
+            return stop.code
+
+    return call
+
+
+def rows_of(folder):
+    return list(csv.DictReader(open(folder / "log.csv")))
+
+
+def state_of(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_run_leaves_files_that_agree_with_each_other_and_with_what_it_printed(name, command, tmp_path, capsys, data_dir):
+    assert command(f"{SMALL} --steps 120 --seed 3", SCRIPTS[name]) == 0
+    folder = tmp_path / "runs" / f"{name}-toy-5w1s-s3"
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "script.py", "log.csv", "checkpoint.pt", "result.json", "episodes.npz", "curves.png"
+    }  # fmt: skip
+    config, result = (json.loads((folder / f"{f}.json").read_text()) for f in ("config", "result"))
+    assert config["options"]["steps"] == 120 and config["options"]["width"] == 8 and config["hardware"]["processor"]
+    assert (folder / "script.py").read_text() == open(SCRIPTS[name].__file__).read()
+
+    rows = rows_of(folder)
+    assert [int(row["step"]) for row in rows] == [50, 100, 120] and tuple(rows[0]) == frame.COLUMNS
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert all(float(row["seconds"]) > 0 and float(row["peak_mib"]) > 50 for row in rows)
+
+    episodes = np.load(folder / "episodes.npz")
+    correct = (episodes["predicted"] == episodes["query_labels"]).mean(1)
+    assert correct.shape == (12,) and result["test_episodes"] == 12
+    assert result["test_accuracy"] == pytest.approx(correct.mean())
+    assert result["test_ci95"] == pytest.approx(1.96 * correct.std(ddof=1) / 12**0.5)
+    assert result["test_accuracy"] > 0.2 + 2 * result["test_ci95"]
+    for key in ("algorithm dataset ways shots test_accuracy_transductive test_ci95_transductive steps train_seconds step_ms "
+                "peak_mib parameters device seed").split():  # fmt: skip
+        assert key in result
+    assert (result["algorithm"], result["steps"], result["seed"]) == (name, 120, 3)
+    printed = capsys.readouterr().out.strip().splitlines()[-1]
+    assert printed.startswith(f"test {result['test_accuracy']:.4f} ± {result['test_ci95']:.4f} (95 % CI, 12 episodes, inductive)")
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name, command, tmp_path, monkeypatch):
+    options = f"{SMALL} --steps 130 --flip --shift 0.1"
+    assert command(f"{options} --out whole", SCRIPTS[name]) == 0
+
+    count = frame.Run.count
+
+    def interrupted(self, *args, **statistics):
+        count(self, *args, **statistics)
+        if self.step == 85:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(frame.Run, "count", interrupted)
+    assert command(f"{options} --out parts", SCRIPTS[name]) != 0
+    monkeypatch.setattr(frame.Run, "count", count)
+    assert [row["step"] for row in rows_of(tmp_path / "parts")] == ["50"]
+    with open(tmp_path / "parts" / "log.csv", "a") as file:
+        file.write("60,1,,,,,,,,,,,\n")  # a row that came after the checkpoint, as a killed process may leave it
+    assert command("--resume parts", SCRIPTS[name]) == 0
+
+    whole, parts = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
+    for key in ("model", "best_state"):
+        assert all(torch.equal(whole[key][k], parts[key][k]) for k in whole[key])
+    timed = {"seconds", "step_ms", "peak_mib"}
+    a, b = ([{k: v for k, v in row.items() if k not in timed} for row in rows_of(tmp_path / f)] for f in ("whole", "parts"))
+    assert a == b and len(a) == 3
+    results = [json.loads((tmp_path / f / "result.json").read_text()) for f in ("whole", "parts")]
+    assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
+
+
+def test_evaluate_repeats_the_runs_result_and_takes_other_shots(command, tmp_path):
+    assert command(f"{SMALL} --steps 60 --out first") == 0
+    before = (tmp_path / "first" / "result.json").read_text()
+    assert command("--evaluate first") == 0
+    assert command("--evaluate first --shots 3 --out more") == 0
+    assert (tmp_path / "first" / "result.json").read_text() == before
+    first, again, more = (
+        json.loads((tmp_path / f / "result.json").read_text()) for f in ("first", "first/test-toy-5w1s-s0", "more")
+    )
+    assert first == again
+    assert more["shots"] == 3 and more["test_accuracy"] != first["test_accuracy"]
+
+
+def test_the_best_checkpoint_by_validation_is_tested(command, tmp_path, monkeypatch):
+    accuracies = iter([0.9, 0.4, 0.3])
+    monkeypatch.setattr(frame.meters, "mean_ci95", lambda values: (next(accuracies, 0.0), 0.0))
+    assert command(f"{SMALL} --steps 150 --out best") == 0
+    state = state_of(tmp_path / "best")
+    assert state["best"] == (0.9, 0.0)
+    key = "backbone.blocks.0.convolution.weight"
+    assert not torch.equal(state["best_state"][key], state["model"][key])
+
+
+def test_minutes_end_training_and_the_rate_falls_to_zero(command, tmp_path):
+    assert command(f"{SMALL} --minutes 0.02 --out timed") == 0
+    result = json.loads((tmp_path / "timed" / "result.json").read_text())
+    assert 1.2 <= result["train_seconds"] < 10 and result["steps"] == int(rows_of(tmp_path / "timed")[-1]["step"])
+    assert state_of(tmp_path / "timed")["optimizer"]["param_groups"][0]["lr"] < 1e-9
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(command, tmp_path, capsys, monkeypatch):
+    meta_step = convex_imaml.meta_step
+    calls = []
+
+    def spoiled(*args):
+        calls.append(1)
+        statistics = meta_step(*args)
+        return statistics | {"loss": statistics["loss"] * (float("nan") if len(calls) == 77 else 1)}
+
+    monkeypatch.setattr(convex_imaml, "meta_step", spoiled)
+    assert command(f"{SMALL} --steps 200 --out spoiled") == 2
+    assert "step 77" in capsys.readouterr().err
+    state = state_of(tmp_path / "spoiled")
+    assert state["step"] == 50 and all(v.isfinite().all() for v in state["model"].values())
+
+
+BAD = {
+    "--dataset nowhere": "python data_prep/build.py --dataset nowhere",
+    "--ways 10": "--ways 10: val of toy has 8 classes",
+    "--ways 1": "--ways 1: expected 2 or more",
+    "--shots 20": "has 20 images",
+    "--shots x": "--shots",
+    "--block pool": "--block pool: expected one of norm-pool, pool-norm",
+    "--device tpu": "--device tpu",
+    "--no-such-option 3": "--no-such-option",
+    "--tasks 3 --batches 2": "--tasks 3 in 2 batches",
+    "--resume nowhere": "nowhere is no run folder",
+    "--evaluate nowhere": "nowhere is no run folder",
+    "--learning-rate -1": "--learning-rate -1.0: expected 0 or more",
+}
+
+
+@pytest.mark.parametrize("options", BAD)
+def test_bad_input_is_one_line_and_exit_status_2_and_nothing_written(options, command, tmp_path, capsys):
+    given = options if "--dataset" in options else f"--dataset toy --steps 5 {options}"
+    assert command(given) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and "\n" not in error and BAD[options] in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_use_and_options_that_disagree_with_a_run_are_refused(command, tmp_path, capsys):
+    assert command(f"{SMALL} --steps 50 --out used") == 0
+    files = {p: p.read_bytes() for p in (tmp_path / "used").iterdir()}
+    for options, message in {
+        f"{SMALL} --steps 50 --out used": "used holds a run already",
+        "--resume used --ways 4": "--ways 4: used was started with 5",
+        "--resume used --steps 70": "--steps 70: used was started with 50",
+    }.items():
+        capsys.readouterr()
+        assert command(options) == 2
+        error = capsys.readouterr().err.strip()
+        assert message in error and "\n" not in error
+    assert files == {p: p.read_bytes() for p in (tmp_path / "used").iterdir()}
+
+
+def test_a_default_run_folder_that_exists_is_left_alone(command, tmp_path):
+    for _ in range(2):
+        assert command(f"{SMALL} --steps 50") == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["convex_imaml-toy-5w1s-s0", "convex_imaml-toy-5w1s-s0-2"]
+
+
+@pytest.mark.slow
+def test_two_ranks_with_half_the_tasks_equal_one_rank_with_all(command, tmp_path, data_dir):
+    """Started by torchrun, over gloo: weights, running averages and log as of one process with the same two batches."""
+    options = f"{SMALL} --steps 50"
+    assert command(f"{options} --batches 2 --out one") == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
+    arguments = f"{options} --data-dir {data_dir} --out {tmp_path / 'two'}".split()
+    done = subprocess.run([*torchrun, convex_imaml.__file__, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = state_of(tmp_path / "one"), state_of(tmp_path / "two")
+    for key, value in one["model"].items():
+        torch.testing.assert_close(two["model"][key], value, rtol=1e-3, atol=1e-4)
+    first, second = (np.load(tmp_path / f / "episodes.npz") for f in ("one", "two"))
+    for key in ("classes", "support_rows", "query_rows"):
+        np.testing.assert_array_equal(first[key], second[key])
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+def test_the_default_data_set_is_built_on_first_use(tmp_path):
+    arguments = "--steps 1 --tasks 1 --val-episodes 2 --test-episodes 2 --out run --data-dir data".split()
+    done = subprocess.run(
+        [sys.executable, convex_imaml.__file__, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().splitlines()[-1].startswith("test 0.")
+    assert (tmp_path / "data" / "glyphs" / "preview.png").exists() and (tmp_path / "run" / "result.json").exists()
