@@ -39,11 +39,14 @@ class Config(Options):
     """of the solver, at most"""
 
 
+# What is best for a data set; `other` is for a set of your own.
+CHARACTERS = dict(pool_classes=20, pool_images=8, tasks=4, train_ways=20, train_queries=7, rotate=10.0, zoom=0.1, shift=0.05)
+PICTURES = dict(pool_classes=10, pool_images=16, tasks=32, train_shots=5, train_queries=8, size=42, size_until=0.65, flip=True)
 SETTINGS = {
-    "omniglot": dict(minutes=20.0),
-    "miniimagenet": dict(minutes=60.0),
-    "glyphs": dict(minutes=2.5),
-    "other": dict(minutes=30.0),
+    "glyphs": dict(CHARACTERS, minutes=2.0),
+    "omniglot": dict(CHARACTERS, minutes=20.0),
+    "miniimagenet": dict(PICTURES, minutes=60.0, eval_every=250),
+    "other": dict(PICTURES, minutes=30.0, size=0),
 }
 
 

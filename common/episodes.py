@@ -119,12 +119,16 @@ class EpisodeLoader:
         """The next batch of `tasks` episodes."""
         position, self.position = self.position, self.position + self.stride
         if self.reader is None:
-            return self._draw(position)
-        batch = self.ahead.pop(position, None) or self.reader.submit(self._draw, position)
-        self.ahead = {self.position: self.reader.submit(self._draw, self.position)}
-        return batch.result()
+            episode, generator = self._draw(position)
+        else:
+            batch = self.ahead.pop(position, None) or self.reader.submit(self._draw, position)
+            self.ahead = {self.position: self.reader.submit(self._draw, self.position)}
+            episode, generator = batch.result()
+        if self.warp != Warp():
+            episode.images = warp(episode.images, self.warp, generator)
+        return episode
 
-    def _draw(self, position: int) -> Episode:
+    def _draw(self, position: int) -> tuple[Episode, torch.Generator]:
         generator = torch.Generator(self.device).manual_seed((self.seed * 1_000_003 + position) * 1_000_003 % 2**63)
         T, N, K, Q = self.tasks, self.ways, self.shots, self.queries
         if self.pool is None:
@@ -142,9 +146,7 @@ class EpisodeLoader:
         support, y_support = _shuffle(places[:, :, :K], generator)
         query, y_query = _shuffle(places[:, :, K:], generator)
         images = (self._pixels(rows).float() - self.mean) / self.std
-        if self.warp != Warp():
-            images = warp(images, self.warp, generator)
-        return Episode(images, support, query, y_support, y_query, classes, rows)
+        return Episode(images, support, query, y_support, y_query, classes, rows), generator
 
     def _pixels(self, rows: Tensor) -> Tensor:
         if not self.mapped:

@@ -94,7 +94,9 @@ class Options:
     shift: float = 0.0
     """shift training images by up to this share of their side"""
     size: int = 0
-    """pixels of a training image's side after warping; 0: as the data"""
+    """pixels of a training image's side while it is shrunk; 0: never"""
+    size_until: float = 0.0
+    """share of the budget during which training images are shrunk to --size"""
     eval_every: int = 500
     """meta-steps between validations"""
     val_episodes: int = 200
@@ -245,13 +247,12 @@ class Run:
     # Data
 
     def loaders(self) -> tuple[EpisodeLoader, EpisodeLoader, EpisodeLoader]:
-        """Episodes of the three splits. Training draws this rank's share of the meta-batch, warped. Validation and test
-        are the same for every run and dealt out to the ranks in turn; validation's tasks share images in fours."""
+        """Episodes of the three splits. Training draws this rank's share of the meta-batch. Validation and test are
+        the same for every run and dealt out to the ranks in turn; validation's tasks share images in fours."""
         c = self.config
         ways, shots, queries = c.train_ways or c.ways, c.train_shots or c.shots, c.train_queries or c.queries
-        warp = Warp(c.flip, c.rotate, c.zoom, c.shift, c.size)
         pool = (c.pool_classes, c.pool_images) if c.pool_classes else None
-        train = self._loader("train", ways, shots, queries, c.tasks // self.batches, seed=c.seed, pool=pool, warp=warp)
+        train = self._loader("train", ways, shots, queries, c.tasks // self.batches, seed=c.seed, pool=pool)
         tasks = max(1, 320 // (c.ways * (c.shots + c.queries)))  # some 320 images a batch
         val = self._loader("val", c.ways, c.shots, c.queries, 4 * tasks, seed=-1, pool=(4 * c.ways, c.shots + c.queries))
         return train, val, self._loader("test", c.ways, c.shots, c.queries, tasks, seed=-2)
@@ -346,6 +347,9 @@ class Run:
     def draw(self, loader: EpisodeLoader, model: nn.Module) -> Iterator[Episode]:
         """This rank's batches of a meta-step. After the last, gradients and running averages are the means over all
         batches of all ranks, so that two ranks with half the tasks each do what one with two batches does."""
+        c = self.config
+        size = c.size if self.progress < c.size_until else 0
+        loader.warp = Warp(c.flip, c.rotate, c.zoom, c.shift, size)
         loader.position = self.step * self.batches + self.rank
         if self.batches == 1:
             yield loader.sample()
