@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from common.conv4 import Statistics
 from common.episodes import Episode, EpisodeLoader
-from common.run import Options, Run, backbone, command, gather, outcome, outer_optimizer, parse
+from common.options import Options, parse
+from common.run import Run, backbone, command, gather, outcome, outer_optimizer
 from common.solvers import Solution, newton_head
 
 
@@ -40,8 +41,12 @@ class Config(Options):
 
 
 # What is best for a data set; `other` is for a set of your own.
-CHARACTERS = dict(pool_classes=20, pool_images=8, tasks=4, train_ways=20, train_queries=7, rotate=10.0, zoom=0.1, shift=0.05)
-PICTURES = dict(pool_classes=10, pool_images=16, tasks=32, train_shots=5, train_queries=8, size=42, size_until=0.65, flip=True)
+CHARACTERS = dict(
+    pool_classes=20, pool_images=8, tasks=4, train_ways=20, train_queries=7, rotate=10.0, zoom=0.1, shift=0.05
+)
+PICTURES = dict(
+    pool_classes=10, pool_images=16, tasks=32, train_shots=5, train_queries=8, size=42, size_until=0.65, flip=True
+)
 SETTINGS = {
     "glyphs": dict(CHARACTERS, minutes=2.0),
     "omniglot": dict(CHARACTERS, minutes=20.0),
@@ -108,7 +113,9 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
 # From here on all scripts are the same.
 
 
-def evaluate(model: nn.Module, loader: EpisodeLoader, episodes: int, config: Options, transductive: bool = False) -> dict:
+def evaluate(
+    model: nn.Module, loader: EpisodeLoader, episodes: int, config: Options, transductive: bool = False
+) -> dict:
     """Accuracy of `episodes` tasks, always the same ones of a loader, and what was drawn and predicted in each."""
     model.eval()
     loader.rewind()

@@ -95,7 +95,9 @@ class EpisodeLoader:
         counts = np.diff(starts)
         smallest, n = int(counts.min()), self.path.stem
         if ways > len(counts):
-            raise UsageError(f"--ways {ways}: {n} of {self.path.parent.name} has {len(counts)} classes; ask for fewer ways")
+            raise UsageError(
+                f"--ways {ways}: {n} of {self.path.parent.name} has {len(counts)} classes; ask for fewer ways"
+            )
         if shots + queries > smallest:
             raise UsageError(
                 f"shots + queries = {shots} + {queries}: class {self.class_names[int(counts.argmin())]} of "

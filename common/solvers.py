@@ -95,7 +95,9 @@ def newton_head(
     Raises ValueError where strength isn't positive.
     """
     if not strength > 0:
-        raise ValueError(f"strength is {float(strength)}, expected a positive number: the optimum isn't unique otherwise")
+        raise ValueError(
+            f"strength is {float(strength)}, expected a positive number: the optimum isn't unique otherwise"
+        )
     if method == "auto":
         S, d = features.shape[1:]
         method = "cg" if S > d or S * W0.shape[0] > LARGEST_FACTOR else "cholesky"
@@ -131,7 +133,9 @@ class _Head:
         # H = B'B with B = L'(F x I) / sqrt(S) and L_s L_s' = diag p_s - p_s p_s', so by Woodbury's identity
         # u = (v - B'(strength I + B B')^-1 B v) / strength.
         root = P.sqrt()
-        L = torch.diag_embed(root) - P[..., :, None] * root[..., None, :]  # (T, S, N, N), L_s = diag sqrt p_s - p_s sqrt p_s'
+        L = (
+            torch.diag_embed(root) - P[..., :, None] * root[..., None, :]
+        )  # (T, S, N, N), L_s = diag sqrt p_s - p_s sqrt p_s'
         LL = L.transpose(1, 2).reshape(T, N, S * N)  # row: class, column: (image, column of L_s)
         # (T, SN, SN): L_s' L_r weighted by <f_s, f_r> / S
         C = (LL.mT @ LL).view(T, S, N, S, N) * (self.K / S)[:, :, None, :, None]
@@ -161,13 +165,12 @@ class _Head:
             D = -self.solve(P, g, tolerance=1e-4)  # near the optimum each step gains at least these four digits
             ZD = self.F @ D.mT
             # Backtracking: the largest of 1, 1/2, 1/4, ... that decreases G by 1e-4 of what its slope promises (Armijo).
-            offset, slope = (W - self.W0).flatten(1), (g * D).flatten(1).sum(-1)
-            logits = Z + steps[:, None, None, None] * ZD  # (J, T, S, N)
-            loss = (logits.logsumexp(-1) - (logits * self.Y).sum(-1)).sum(-1) / S  # (J, T)
-            travel = offset + steps[:, None, None] * D.flatten(1)  # (J, T, N d)
-            value = loss + self.strength / 2 * travel.square().sum(-1)
-            before = (Z.logsumexp(-1) - (Z * self.Y).sum(-1)).sum(-1) / S + self.strength / 2 * offset.square().sum(-1)
-            enough = value <= before + 1e-4 * steps[:, None] * slope + noise * before.abs()
+            logits = torch.cat([Z[None], Z + steps[:, None, None, None] * ZD])  # (1 + J, T, S, N), none and every step
+            loss = (logits.logsumexp(-1) - (logits * self.Y).sum(-1)).sum(-1) / S  # (1 + J, T)
+            offset, D_ = (W - self.W0).flatten(1), D.flatten(1)
+            slope, cross, square = ((a * D_).sum(-1) for a in (g.flatten(1), offset, D_))  # (T,)
+            change = loss[1:] - loss[0] + self.strength * (steps[:, None] * cross + steps[:, None] ** 2 * square / 2)
+            enough = change <= 1e-4 * steps[:, None] * slope + noise * loss[0]
             length = torch.where(enough, steps[:, None], 0.0).amax(0)  # (T,) 0 where none will do: rounding is reached
             length = torch.where(converged, 0.0, length)[:, None, None]
             W, Z = W + length * D, Z + length * ZD

@@ -18,7 +18,9 @@ def write_set(data_dir: Path, name: str, classes=(12, 8, 9), counts=(20, 24), sh
         sizes = [counts[c % len(counts)] for c in range(n)]
         coarse = generator.integers(0, 2, (n, shape[0], shape[1] // 4, shape[2] // 4)) * 200
         patterns = coarse.repeat(4, axis=2).repeat(4, axis=3)
-        blocks = (np.clip(p + generator.normal(0, 40, (k, *shape)), 0, 255).astype(np.uint8) for p, k in zip(patterns, sizes))
+        blocks = (
+            np.clip(p + generator.normal(0, 40, (k, *shape)), 0, 255).astype(np.uint8) for p, k in zip(patterns, sizes)
+        )
         return shards.Split([f"{name}/class{c:02d}" for c in range(n)], sizes, blocks)
 
     return shards.write(data_dir, name, {s: split(s, n) for s, n in zip(shards.SPLITS, classes)}, "made by the tests")

@@ -43,7 +43,9 @@ def state_of(folder):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_run_leaves_files_that_agree_with_each_other_and_with_what_it_printed(name, command, tmp_path, capsys, data_dir):
+def test_a_run_leaves_files_that_agree_with_each_other_and_with_what_it_printed(
+    name, command, tmp_path, capsys, data_dir
+):
     assert command(f"{SMALL} --steps 120 --seed 3", SCRIPTS[name]) == 0
     folder = tmp_path / "runs" / f"{name}-toy-5w1s-s3"
     assert {p.name for p in folder.iterdir()} == {
@@ -69,7 +71,9 @@ def test_a_run_leaves_files_that_agree_with_each_other_and_with_what_it_printed(
         assert key in result
     assert (result["algorithm"], result["steps"], result["seed"]) == (name, 120, 3)
     printed = capsys.readouterr().out.strip().splitlines()[-1]
-    assert printed.startswith(f"test {result['test_accuracy']:.4f} ± {result['test_ci95']:.4f} (95 % CI, 12 episodes, inductive)")
+    assert printed.startswith(
+        f"test {result['test_accuracy']:.4f} ± {result['test_ci95']:.4f} (95 % CI, 12 episodes, inductive)"
+    )
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -97,7 +101,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name, command, tm
     for key in ("model", "best_state"):
         assert all(torch.equal(whole[key][k], parts[key][k]) for k in whole[key])
     timed = {"seconds", "step_ms", "peak_mib"}
-    a, b = ([{k: v for k, v in row.items() if k not in timed} for row in rows_of(tmp_path / f)] for f in ("whole", "parts"))
+    a, b = (
+        [{k: v for k, v in row.items() if k not in timed} for row in rows_of(tmp_path / f)] for f in ("whole", "parts")
+    )
     assert a == b and len(a) == 3
     results = [json.loads((tmp_path / f / "result.json").read_text()) for f in ("whole", "parts")]
     assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
@@ -133,7 +139,9 @@ def test_minutes_end_training_and_the_rate_falls_to_zero(command, tmp_path):
     assert state_of(tmp_path / "timed")["optimizer"]["param_groups"][0]["lr"] < 1e-9
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(command, tmp_path, capsys, monkeypatch):
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
+    command, tmp_path, capsys, monkeypatch
+):
     meta_step = convex_imaml.meta_step
     calls = []
 
@@ -192,7 +200,10 @@ def test_a_folder_in_use_and_options_that_disagree_with_a_run_are_refused(comman
 def test_a_default_run_folder_that_exists_is_left_alone(command, tmp_path):
     for _ in range(2):
         assert command(f"{SMALL} --steps 50") == 0
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["convex_imaml-toy-5w1s-s0", "convex_imaml-toy-5w1s-s0-2"]
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
+        "convex_imaml-toy-5w1s-s0",
+        "convex_imaml-toy-5w1s-s0-2",
+    ]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 
 import convex_imaml
 from common.episodes import EpisodeLoader
-from common.run import ROOT
+from common.options import ROOT
 from convex_imaml import Config, Model, meta_step, predict
 
 CPU = torch.device("cpu")

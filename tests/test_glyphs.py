@@ -15,6 +15,8 @@ from PIL import Image
 
 from data_prep import glyphs
 
+pytestmark = pytest.mark.slow  # draws the whole set
+
 FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")
 
 

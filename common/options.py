@@ -1,0 +1,178 @@
+"""Options: what all scripts share, and how the command line, a run folder and a data set's settings make a Config."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from common.conv4 import BLOCKS
+from common.episodes import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Options:
+    """What all algorithms share."""
+
+    dataset: str = "glyphs"
+    """glyphs (built on first use), omniglot, miniimagenet, or a set of your own; see data_prep/build.py"""
+    data_dir: Path = ROOT / "data"
+    """folder of the data sets"""
+    ways: int = 5
+    """N, classes a task"""
+    shots: int = 1
+    """K, support images a class"""
+    queries: int = 15
+    """query images a class, in validation and test"""
+    tasks: int = 16
+    """tasks a meta-step, over all processes"""
+    batches: int = 0
+    """batches that the tasks of a meta-step are drawn and normalised in; 0: one a process"""
+    steps: int | None = None
+    """meta-steps of training; alone it makes runs repeatable, together with --minutes the first to be reached ends it"""
+    minutes: float | None = None
+    """minutes of training, evaluation left out"""
+    seed: int = 0
+    device: str = "auto"
+    """auto (cuda, mps, cpu: the first there is) or a torch device"""
+    width: int = 64
+    """filters a block"""
+    block: str = "pool-norm"
+    """norm-pool (convolution, batch norm, ReLU, pool: the usual Conv4) or pool-norm (pool before batch norm)"""
+    pool_classes: int = 0
+    """a training batch's tasks share the images of so many classes, each embedded once; 0: no task shares an image"""
+    pool_images: int = 20
+    """images a class of that pool"""
+    train_ways: int = 0
+    """ways of training tasks; 0: as --ways"""
+    train_shots: int = 0
+    """shots of training tasks; 0: as --shots"""
+    train_queries: int = 0
+    """query images a class of training tasks; 0: as --queries"""
+    learning_rate: float = 3e-3
+    """of Adam at the start; decays to 0 by a half cosine over the budget"""
+    weight_decay: float = 0.0
+    """decoupled (AdamW), of the convolutions"""
+    clip: float = 10.0
+    """largest norm of the meta-gradient; larger ones are scaled down to it"""
+    flip: bool = False
+    """mirror training images left and right, half of the time"""
+    rotate: float = 0.0
+    """turn training images by up to so many degrees"""
+    zoom: float = 0.0
+    """scale training images by a factor of up to 1 + zoom either way"""
+    shift: float = 0.0
+    """shift training images by up to this share of their side"""
+    size: int = 0
+    """pixels of a training image's side while it is shrunk; 0: never"""
+    size_until: float = 0.0
+    """share of the budget during which training images are shrunk to --size"""
+    eval_every: int = 500
+    """meta-steps between validations"""
+    val_episodes: int = 200
+    """episodes of a validation"""
+    test_episodes: int = 1000
+    """episodes of the test"""
+    out: Path | None = None
+    """run folder; default runs/ALGORITHM-DATASET-NwKs-sSEED"""
+    resume: Path | None = None
+    """run folder to go on with; its options are taken from it"""
+    evaluate: Path | None = None
+    """run folder whose best checkpoint is tested; --ways, --shots and the like may differ from its training"""
+    images: str = "auto"
+    """where images are kept: device, mapped (read from the file as needed), or auto (device if they fit)"""
+    precision: str = "auto"
+    """of the backbone: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it)"""
+    channels_last: bool = True
+    """keep images and filters channels-last on CPU and CUDA, where that is faster"""
+    keep_memory: bool = True
+    """on Linux CPUs, keep freed memory in the process, in huge pages, instead of faulting it in again at every step"""
+
+
+def parse(config_type: type, settings: dict[str, dict]):
+    """Read the command line into `config_type`, whose defaults for a data set are `settings[dataset]`.
+
+    With --resume and --evaluate the defaults are the run's own. Raises UsageError where an option of a resumed run
+    disagrees with it, or a value is out of range.
+    """
+    argv = sys.argv[1:]
+    first = {name: _value_of(argv, name) for name in ("dataset", "resume", "evaluate")}
+    origin = first["resume"] or first["evaluate"]
+    if origin:
+        default = _saved_config(config_type, Path(origin))
+    else:
+        dataset = first["dataset"] or Options.dataset
+        default = config_type(**{"dataset": dataset, **settings.get(dataset, settings["other"])})
+    if {"--steps", "--minutes"} & {word.split("=")[0] for word in argv} and not origin:
+        default = dataclasses.replace(default, steps=None, minutes=None)  # one given by hand replaces both
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            config = tyro.cli(config_type, default=default, args=argv)
+    except SystemExit as stop:
+        if stop.code:
+            words = re.sub(r"[─-╿]|\x1b\[[0-9;]*m", " ", printed.getvalue())
+            raise UsageError(" ".join(words.split())) from None
+        raise
+    if config.resume:
+        changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(default, f.name)]
+        for name in set(changed) - {"resume", "device", "data_dir", "test_episodes"}:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{option} {getattr(config, name)}: {config.resume} was started with {getattr(default, name)}; "
+                f"leave {option} out, or start another run"
+            )
+    _check(config)
+    return config
+
+
+def _value_of(argv: list[str], name: str) -> str | None:
+    """The value of --name on a command line, read before the defaults of everything else are known."""
+    for word, following in zip(argv, [*argv[1:], None]):
+        if word == f"--{name}":
+            return following
+        if word.startswith(f"--{name}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _saved_config(config_type: type, folder: Path):
+    try:
+        saved = json.loads((folder / "config.json").read_text())["options"]
+        if not (folder / "checkpoint.pt").exists():
+            raise UsageError(f"{folder} has no checkpoint.pt: it ended before its first; start it again")
+    except (OSError, ValueError, KeyError):
+        raise UsageError(f"{folder} is no run folder (it has no whole config.json); runs are under runs/") from None
+    fields = {f.name: f for f in dataclasses.fields(config_type)}
+    if unknown := set(saved) - set(fields) - {"algorithm"}:
+        raise UsageError(
+            f"{folder} is a run of {saved.get('algorithm')}, with options {sorted(unknown)} that aren't here"
+        )
+    saved |= {"data_dir": Path(saved["data_dir"]), "out": None}
+    return config_type(**{k: v for k, v in saved.items() if k in fields})
+
+
+def _check(config: Options) -> None:
+    least = {
+        "ways": 2, "shots": 1, "queries": 1, "tasks": 1, "batches": 0, "width": 1, "eval_every": 1, "val_episodes": 2,
+        "test_episodes": 2, "train_ways": 0, "train_shots": 0, "train_queries": 0, "pool_classes": 0, "pool_images": 1, "learning_rate": 0, "weight_decay": 0, "steps": 0, "minutes": 0,
+    }  # fmt: skip
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and not value >= bound:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: expected {bound} or more")
+    for name, choices in {"block": BLOCKS, "images": ("auto", "device", "mapped"),
+                          "precision": ("auto", "float32", "bfloat16")}.items():  # fmt: skip
+        if getattr(config, name) not in choices:
+            raise UsageError(f"--{name} {getattr(config, name)}: expected one of {', '.join(choices)}")
+    if 0 < config.size < 16:
+        raise UsageError(f"--size {config.size}: expected 0 or at least 16, as Conv4 halves images four times")
+    if config.steps is None and config.minutes is None:
+        raise UsageError("training has no end: give --steps or --minutes")

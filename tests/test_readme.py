@@ -1,0 +1,43 @@
+"""The README says what the committed results and the tree say."""
+
+import json
+import re
+
+import pytest
+
+from common.options import ROOT
+
+README = (ROOT / "README.md").read_text()
+RESULTS = sorted((ROOT / "results").glob("*/result.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
+def test_every_committed_result_stands_in_the_table_as_it_was_measured(path):
+    result = json.loads(path.read_text())
+    rows = [line for line in README.splitlines() if f"results/{path.parent.name})" in line and line.startswith("|")]
+    assert len(rows) == 1
+    for key in ("test", "test_transductive"):
+        accuracy = result["test_accuracy" + key.removeprefix("test")]
+        ci95 = result["test_ci95" + key.removeprefix("test")]
+        assert f"{accuracy:.4f} ± {ci95:.4f}" in rows[0]
+    assert f"{result['ways']}w{result['shots']}s" in rows[0] and result["dataset"] in rows[0]
+    assert (path.parent / "config.json").exists() and (path.parent / "log.csv").exists()
+
+
+def test_there_are_results():
+    assert RESULTS
+
+
+def test_every_file_and_picture_that_the_readme_names_exists():
+    names = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"^\| `([\w./]+)`", README, re.M)
+    assert len(names) > 10
+    for name in names:
+        assert (ROOT / name).exists() or name in ("glyphs",), name
+
+
+def test_every_option_that_the_readme_names_is_one_of_a_command():
+    from convex_imaml import Config
+
+    known = {f.replace("_", "-") for f in Config.__dataclass_fields__}
+    known |= set(re.findall(r'"--([a-z-]+)"', (ROOT / "data_prep" / "build.py").read_text())) | {"nproc-per-node"}
+    assert set(re.findall(r"--([a-z][a-z-]+)", README)) <= known
