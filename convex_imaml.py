@@ -1,6 +1,6 @@
 """Convex iMAML: adapt only the final layer, to its exact optimum, and differentiate through that optimum.
 
-A task's head is the minimiser of a strongly convex function of its support set's features f_s, found by Newton's method:
+A task's head minimises a strongly convex function of its support set's features f_s, and is found by Newton's method:
 
     W* = argmin_W  1/S sum_s CE(W f_s, y_s) + strength/2 |W - W0|^2                    (Eq 4, final layer only)
 

@@ -1,7 +1,7 @@
 """What Convex iMAML's meta-step costs above one plain forward and backward of its backbone over the same images.
 
-In one process, in turn on the same episodes, the first steps left out: the plain step, the meta-step, and the head solver
-alone (its solve and its implicit gradient). Then resident memory over many meta-steps.
+In one process, in turn on the same episodes, the first steps left out: the plain step, the meta-step, and the head
+solver alone (its solve and its implicit gradient). Then resident memory over many meta-steps.
 
     python benchmarks/meta_step.py --dataset omniglot --out results/benchmarks
 """
@@ -89,7 +89,8 @@ def main() -> None:
     result = {
         "dataset": options.dataset, "ways": options.ways, "shots": options.shots, "queries": options.queries,
         "tasks": options.tasks, "width": options.width, "block": config.block, "images": len(episode.images),
-        "plain_ms": 1e3 * statistics.median(counted["plain"]), "meta_step_ms": 1e3 * statistics.median(counted["meta_step"]),
+        "plain_ms": 1e3 * statistics.median(counted["plain"]),
+        "meta_step_ms": 1e3 * statistics.median(counted["meta_step"]),
         "solver_ms": 1e3 * statistics.median(counted["solver"]), "ratio": median, "ratio_quartiles": [low, high],
         "solver_share": statistics.median(shares), "torch": torch.__version__, **meters.hardware(device),
     }  # fmt: skip

@@ -47,13 +47,18 @@ class Episode:
 
 
 class Warp(NamedTuple):
-    """Random augmentation of training images, one affine map an image; the defaults change nothing."""
+    """Random augmentation of training images, one affine map an image; the defaults change nothing.
+
+    What all images of a class in a batch undergo alike makes it another class, of which there are never enough.
+    """
 
     flip: bool = False  # mirror left and right, half of the time
     rotate: float = 0.0  # by up to so many degrees either way
     zoom: float = 0.0  # by a factor of up to 1 + zoom either way, log-uniform
     shift: float = 0.0  # by up to this share of the image either way
     size: int = 0  # pixels of the warped image's side; 0: as the data
+    flip_class: bool = False  # mirror all images of a class alike, half of the classes
+    rotate_class: float = 0.0  # turn all images of a class alike, by up to so many degrees either way
 
 
 class EpisodeLoader:
@@ -127,7 +132,8 @@ class EpisodeLoader:
             self.ahead = {self.position: self.reader.submit(self._draw, self.position)}
             episode, generator = batch.result()
         if self.warp != Warp():
-            episode.images = warp(episode.images, self.warp, generator)
+            images_a_class = self.pool[1] if self.pool else self.shots + self.queries
+            episode.images = warp(episode.images, self.warp, images_a_class, generator)
         return episode
 
     def _draw(self, position: int) -> tuple[Episode, torch.Generator]:
@@ -184,15 +190,22 @@ def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarra
     return np.memmap(path, np.uint8, "r", offset, shape), starts.astype(np.int64), names, mean, np.maximum(std, 1e-3)
 
 
-def warp(x: Tensor, how: Warp, generator: torch.Generator) -> Tensor:
-    """Every image of x (B, C, H, W) through its own random affine map; what comes in from outside repeats the edge."""
+def warp(x: Tensor, how: Warp, images_a_class: int, generator: torch.Generator) -> Tensor:
+    """Every image of x (B, C, H, W) through its own random affine map; what comes in from outside repeats the edge.
+
+    Runs of `images_a_class` images are of one class.
+    """
     B, C, H, W = x.shape
 
-    def uniform(limit):  # (B,) in -limit..limit
-        return (2 * torch.rand(B, generator=generator, device=x.device) - 1) * limit
+    def uniform(limit, repeats=1):  # (B,) in -limit..limit
+        values = torch.rand(B // repeats, generator=generator, device=x.device).repeat_interleave(repeats)
+        return (2 * values - 1) * limit
 
-    angle, scale = uniform(np.pi / 180 * how.rotate), torch.exp(uniform(np.log1p(how.zoom)))
-    mirror = torch.where(uniform(1.0) > 0, 1.0, -1.0) if how.flip else torch.ones_like(scale)
+    angle = np.pi / 180 * (uniform(how.rotate) + uniform(how.rotate_class, images_a_class))
+    scale = torch.exp(uniform(np.log1p(how.zoom)))
+    mirror = torch.ones_like(scale)
+    for flip, repeats in ((how.flip, 1), (how.flip_class, images_a_class)):
+        mirror = torch.where(uniform(1.0, repeats) > 0, mirror, -mirror) if flip else mirror
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     rows = [torch.stack([cos * mirror, -sin, 2 * uniform(how.shift)], -1)]
     rows += [torch.stack([sin * mirror, cos, 2 * uniform(how.shift)], -1)]

@@ -12,7 +12,7 @@ import torch
 
 
 def mean_ci95(values: np.ndarray) -> tuple[float, float]:
-    """Mean of independent episodes' accuracies (E,) and the half-width of its 95 % confidence interval, 1.96 s / sqrt E."""
+    """Mean of episodes' accuracies (E,) and the half-width of its 95 % confidence interval, 1.96 s / sqrt E."""
     values = np.asarray(values, dtype=np.float64)
     return float(values.mean()), float(1.96 * values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 

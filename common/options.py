@@ -36,7 +36,7 @@ class Options:
     batches: int = 0
     """batches that the tasks of a meta-step are drawn and normalised in; 0: one a process"""
     steps: int | None = None
-    """meta-steps of training; alone it makes runs repeatable, together with --minutes the first to be reached ends it"""
+    """meta-steps of training; alone it makes runs repeatable; with --minutes too, the first to be reached ends it"""
     minutes: float | None = None
     """minutes of training, evaluation left out"""
     seed: int = 0
@@ -70,6 +70,10 @@ class Options:
     """scale training images by a factor of up to 1 + zoom either way"""
     shift: float = 0.0
     """shift training images by up to this share of their side"""
+    flip_class: bool = False
+    """mirror all images of a training class alike, half of the classes: these are new classes"""
+    rotate_class: float = 0.0
+    """turn all images of a training class alike, by up to so many degrees either way: new classes too"""
     size: int = 0
     """pixels of a training image's side while it is shrunk; 0: never"""
     size_until: float = 0.0
@@ -162,7 +166,8 @@ def _saved_config(config_type: type, folder: Path):
 def _check(config: Options) -> None:
     least = {
         "ways": 2, "shots": 1, "queries": 1, "tasks": 1, "batches": 0, "width": 1, "eval_every": 1, "val_episodes": 2,
-        "test_episodes": 2, "train_ways": 0, "train_shots": 0, "train_queries": 0, "pool_classes": 0, "pool_images": 1, "learning_rate": 0, "weight_decay": 0, "steps": 0, "minutes": 0,
+        "test_episodes": 2, "train_ways": 0, "train_shots": 0, "train_queries": 0, "pool_classes": 0, "pool_images": 1,
+        "learning_rate": 0, "weight_decay": 0, "steps": 0, "minutes": 0,
     }  # fmt: skip
     for name, bound in least.items():
         value = getattr(config, name)

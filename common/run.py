@@ -70,8 +70,8 @@ class Run:
         self.batches = config.batches or self.world
         if self.batches % self.world or config.tasks % self.batches:
             raise UsageError(
-                f"--tasks {config.tasks} in {self.batches} batches over {self.world} processes: tasks must be a multiple "
-                "of --batches, and --batches of the processes"
+                f"--tasks {config.tasks} in {self.batches} batches over {self.world} processes: tasks must be a "
+                "multiple of --batches, and --batches of the processes"
             )
         if self.world > 1 and not dist.is_initialized():
             # Test runs on all ranks, but a rank may wait for another's validation: nothing here takes an hour.
@@ -191,7 +191,7 @@ class Run:
         batches of all ranks, so that two ranks with half the tasks each do what one with two batches does."""
         c = self.config
         size = c.size if self.progress < c.size_until else 0
-        loader.warp = Warp(c.flip, c.rotate, c.zoom, c.shift, size)
+        loader.warp = Warp(c.flip, c.rotate, c.zoom, c.shift, size, c.flip_class, c.rotate_class)
         loader.position = self.step * self.batches + self.rank
         if self.batches == 1:
             yield loader.sample()
@@ -328,8 +328,8 @@ class Run:
 
 
 def outcome(episode: Episode, logits: Tensor) -> dict[str, np.ndarray]:
-    """What episodes.npz keeps of T tasks: accuracy (T,), classes (T, N), rows of the data file (T, S) and (T, Q), labels
-    and predictions. logits: (T, Q, N)."""
+    """What episodes.npz keeps of T tasks: accuracy (T,), classes (T, N), rows of the data file (T, S) and (T, Q),
+    labels and predictions. logits: (T, Q, N)."""
     predicted = logits.argmax(-1)
     kept = {
         "accuracy": (predicted == episode.y_query).float().mean(-1), "classes": episode.classes,

@@ -164,7 +164,7 @@ class _Head:
             count += ~converged
             D = -self.solve(P, g, tolerance=1e-4)  # near the optimum each step gains at least these four digits
             ZD = self.F @ D.mT
-            # Backtracking: the largest of 1, 1/2, 1/4, ... that decreases G by 1e-4 of what its slope promises (Armijo).
+            # Backtracking: the largest of 1, 1/2, 1/4, ... that lowers G by 1e-4 of what its slope promises (Armijo).
             logits = torch.cat([Z[None], Z + steps[:, None, None, None] * ZD])  # (1 + J, T, S, N), none and every step
             loss = (logits.logsumexp(-1) - (logits * self.Y).sum(-1)).sum(-1) / S  # (1 + J, T)
             offset, D_ = (W - self.W0).flatten(1), D.flatten(1)

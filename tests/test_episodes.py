@@ -103,6 +103,37 @@ def test_a_mirror_is_a_mirror_and_no_warp_changes_nothing(data_dir):
     assert 0.3 < mirrored / len(plain.images) < 0.7
 
 
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_class_is_mirrored_as_a_whole(data_dir, pool):
+    plain, flipped = (loader_of(data_dir, pool=pool, warp=w).sample() for w in (Warp(), Warp(flip_class=True)))
+    assert torch.equal(plain.rows, flipped.rows)
+    is_mirror = torch.tensor(
+        [torch.allclose(x.flip(-1), y, atol=1e-4) for x, y in zip(plain.images, flipped.images)]
+    ).view(-1, pool[1] if pool else 5)
+    assert torch.equal(is_mirror.all(1), is_mirror.any(1)) and 0 < is_mirror.float().mean() < 1
+
+
+def test_a_class_is_turned_as_a_whole(data_dir):
+    """The angle is found by comparison with the plain images under all angles: it is one for all images of a class."""
+    loader = loader_of(data_dir, shots=1, queries=1, tasks=1, warp=Warp(rotate_class=180.0))
+    images = loader.sample().images.view(5, 2, 28, 28)
+    loader.rewind()
+    loader.warp = Warp()
+    plain = loader.sample().images.view(5, 2, 28, 28)
+    inside = (torch.cartesian_prod(torch.arange(28.0), torch.arange(28.0)) - 13.5).norm(dim=1).view(28, 28) < 10
+    for before, after in zip(plain, images):
+        errors = []
+        for degrees in range(-180, 180, 2):
+            angle = torch.tensor(degrees * np.pi / 180)
+            matrix = torch.stack([angle.cos(), -angle.sin(), 0 * angle, angle.sin(), angle.cos(), 0 * angle])
+            grid = torch.nn.functional.affine_grid(matrix.view(1, 2, 3).expand(2, 2, 3), (2, 1, 28, 28), False)
+            turned = torch.nn.functional.grid_sample(before[:, None], grid, align_corners=False)[:, 0]
+            errors.append(((turned - after) * inside).square().mean((1, 2)))
+        best = torch.stack(errors).argmin(0)
+        assert best[0] == best[1] or abs(best[0] - best[1]) == 1
+        assert torch.stack(errors).min(0).values.max() < 0.1
+
+
 def test_a_shift_moves_and_a_smaller_size_averages(data_dir):
     plain = loader_of(data_dir).sample().images
     shifted = loader_of(data_dir, warp=Warp(shift=0.2)).sample().images

@@ -56,7 +56,7 @@ def dense_optimum(features, labels, W0, strength):
 
 
 def trained_features(tasks=2, ways=5, shots=2):
-    """Float64 features of a small backbone that learned to tell 8 patterns apart: correlated, non-negative, not centred."""
+    """Float64 features of a small backbone that learned 8 patterns: correlated, non-negative, not centred."""
     from common.conv4 import Conv4
 
     torch.manual_seed(0)
