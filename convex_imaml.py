@@ -42,10 +42,11 @@ class Config(Options):
 
 # What is best for a data set; `other` is for a set of your own.
 CHARACTERS = dict(
-    pool_classes=20, pool_images=8, tasks=4, train_ways=20, train_queries=7, rotate=10.0, zoom=0.1, shift=0.05
-)
+    tasks=4, train_ways=20, train_queries=7, pool_classes=20, pool_images=8,
+    rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True,
+)  # fmt: skip
 PICTURES = dict(
-    pool_classes=10, pool_images=16, tasks=32, train_shots=5, train_queries=8, size=42, size_until=0.65, flip=True
+    tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True, size=42, size_until=0.65
 )
 SETTINGS = {
     "glyphs": dict(CHARACTERS, minutes=2.0),
