@@ -111,6 +111,7 @@ class EpisodeLoader:
         self.pool = pool and (min(max(pool[0], ways), len(counts)), min(max(pool[1], shots + queries), smallest))
         self.mapped = memory == "mapped" or (memory == "auto" and pixels.nbytes > _free_memory(self.device) / 2)
         self.pixels = pixels if self.mapped else torch.from_numpy(np.array(pixels)).to(self.device)
+        self.largest = int(counts.max())
         self.start = torch.from_numpy(starts[:-1]).to(self.device)
         self.count = torch.from_numpy(counts).to(self.device)
         self.mean = torch.as_tensor(mean, dtype=torch.float32, device=self.device)[:, None, None] * 255
@@ -140,16 +141,16 @@ class EpisodeLoader:
         generator = torch.Generator(self.device).manual_seed((self.seed * 1_000_003 + position) * 1_000_003 % 2**63)
         T, N, K, Q = self.tasks, self.ways, self.shots, self.queries
         if self.pool is None:
-            classes = _choose(self.count.new_full((T,), len(self.count)), N, generator)  # (T, N)
-            within = _choose(self.count[classes].flatten(), K + Q, generator)  # (T N, K + Q)
+            classes = _choose(len(self.count), N, generator, T)  # (T, N)
+            within = _choose(self.largest, K + Q, generator, T * N, self.count[classes].flatten())  # (T N, K + Q)
             rows = (self.start[classes].flatten()[:, None] + within).flatten()  # (B,)
             places = torch.arange(len(rows), device=self.device).view(T, N, K + Q)
         else:
             C, M = self.pool
-            drawn = _choose(self.count.new_full((1,), len(self.count)), C, generator)[0]  # (C,)
-            rows = (self.start[drawn][:, None] + _choose(self.count[drawn], M, generator)).flatten()
-            slots = _choose(self.count.new_full((T,), C), N, generator)  # (T, N)
-            within = _choose(self.count.new_full((T * N,), M), K + Q, generator).view(T, N, K + Q)
+            drawn = _choose(len(self.count), C, generator, 1)[0]  # (C,)
+            rows = (self.start[drawn][:, None] + _choose(self.largest, M, generator, C, self.count[drawn])).flatten()
+            slots = _choose(C, N, generator, T)  # (T, N)
+            within = _choose(M, K + Q, generator, T * N).view(T, N, K + Q)
             classes, places = drawn[slots], slots[:, :, None] * M + within
         support, y_support = _shuffle(places[:, :, :K], generator)
         query, y_query = _shuffle(places[:, :, K:], generator)
@@ -214,10 +215,11 @@ def warp(x: Tensor, how: Warp, images_a_class: int, generator: torch.Generator) 
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-def _choose(counts: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """k different numbers below counts[i] for every i, in random order: counts (n,) -> (n, k)."""
-    keys = torch.rand(len(counts), int(counts.max()), generator=generator, device=counts.device)
-    keys.masked_fill_(torch.arange(keys.shape[1], device=counts.device) >= counts[:, None], -1.0)
+def _choose(among: int, k: int, generator: torch.Generator, rows: int, counts: Tensor | None = None) -> Tensor:
+    """k different numbers below `among`, or below counts[i] <= among in row i, in random order.   (rows, k)"""
+    keys = torch.rand(rows, among, generator=generator, device=generator.device)
+    if counts is not None:
+        keys.masked_fill_(torch.arange(among, device=keys.device) >= counts[:, None], -1.0)
     return keys.topk(k, dim=1).indices
 
 
