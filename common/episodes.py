@@ -56,7 +56,8 @@ class Warp(NamedTuple):
     rotate: float = 0.0  # by up to so many degrees either way
     zoom: float = 0.0  # by a factor of up to 1 + zoom either way, log-uniform
     shift: float = 0.0  # by up to this share of the image either way
-    size: int = 0  # pixels of the warped image's side; 0: as the data
+    size: int = 0  # shrink or enlarge to so many pixels a side; 0: as the data
+    crop: int = 0  # keep so many pixels a side, at a random place, of the image after `size`; 0: all
     flip_class: bool = False  # mirror all images of a class alike, half of the classes
     rotate_class: float = 0.0  # turn all images of a class alike, by up to so many degrees either way
 
@@ -207,10 +208,13 @@ def warp(x: Tensor, how: Warp, images_a_class: int, generator: torch.Generator) 
     mirror = torch.ones_like(scale)
     for flip, repeats in ((how.flip, 1), (how.flip_class, images_a_class)):
         mirror = torch.where(uniform(1.0, repeats) > 0, mirror, -mirror) if flip else mirror
+    whole = (how.size, how.size) if how.size else (H, W)
+    size = tuple(min(how.crop, side) for side in whole) if how.crop else whole
+    shares = [side / full for side, full in zip(size, whole)]  # of the image that the crop keeps, down and across
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    rows = [torch.stack([cos * mirror, -sin, 2 * uniform(how.shift)], -1)]
-    rows += [torch.stack([sin * mirror, cos, 2 * uniform(how.shift)], -1)]
-    size = (how.size, how.size) if how.size else (H, W)
+    down, across = (2 * uniform(how.shift) + uniform(1 - share) for share in shares)
+    rows = [torch.stack([shares[1] * cos * mirror, -shares[0] * sin, across], -1)]
+    rows += [torch.stack([shares[1] * sin * mirror, shares[0] * cos, down], -1)]
     grid = F.affine_grid(torch.stack(rows, 1).to(x.dtype), (B, C, *size), align_corners=False)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 

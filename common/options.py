@@ -78,6 +78,8 @@ class Options:
     """pixels of a training image's side while it is shrunk; 0: never"""
     size_until: float = 0.0
     """share of the budget during which training images are shrunk to --size"""
+    crop: int = 0
+    """pixels of the random crops that training images are after that; 0: whole images"""
     eval_every: int = 500
     """meta-steps between validations"""
     val_episodes: int = 200
@@ -177,7 +179,8 @@ def _check(config: Options) -> None:
                           "precision": ("auto", "float32", "bfloat16")}.items():  # fmt: skip
         if getattr(config, name) not in choices:
             raise UsageError(f"--{name} {getattr(config, name)}: expected one of {', '.join(choices)}")
-    if 0 < config.size < 16:
-        raise UsageError(f"--size {config.size}: expected 0 or at least 16, as Conv4 halves images four times")
+    for name in ("size", "crop"):
+        if getattr(config, name) and getattr(config, name) < 16:
+            raise UsageError(f"--{name} {getattr(config, name)}: expected 0, or 16 or more as Conv4 halves four times")
     if config.steps is None and config.minutes is None:
         raise UsageError("training has no end: give --steps or --minutes")

@@ -190,8 +190,8 @@ class Run:
         """This rank's batches of a meta-step. After the last, gradients and running averages are the means over all
         batches of all ranks, so that two ranks with half the tasks each do what one with two batches does."""
         c = self.config
-        size = c.size if self.progress < c.size_until else 0
-        loader.warp = Warp(c.flip, c.rotate, c.zoom, c.shift, size, c.flip_class, c.rotate_class)
+        size, crop = (c.size, 0) if self.progress < c.size_until else (0, c.crop)
+        loader.warp = Warp(c.flip, c.rotate, c.zoom, c.shift, size, crop, c.flip_class, c.rotate_class)
         loader.position = self.step * self.batches + self.rank
         if self.batches == 1:
             yield loader.sample()

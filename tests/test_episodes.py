@@ -134,6 +134,18 @@ def test_a_class_is_turned_as_a_whole(data_dir):
         assert torch.stack(errors).min(0).values.max() < 0.1
 
 
+def test_a_crop_is_a_window_of_the_image_at_its_own_scale(data_dir):
+    plain, cropped = (loader_of(data_dir, warp=w).sample().images for w in (Warp(), Warp(crop=20)))
+    smooth = torch.nn.functional.avg_pool2d(plain, 3, 1, 1)
+    places = set()
+    for x, y in zip(smooth, torch.nn.functional.avg_pool2d(cropped, 3, 1, 1)):
+        windows = x[0].unfold(0, 20, 1).unfold(1, 20, 1)[..., 1:-1, 1:-1]  # (9, 9, 18, 18)
+        error = (windows - y[0, 1:-1, 1:-1]).square().mean((2, 3))
+        places.add(int(error.argmin()))
+        assert error.min() < 0.3 * error.mean()
+    assert cropped.shape[2:] == (20, 20) and len(places) > 20
+
+
 def test_a_shift_moves_and_a_smaller_size_averages(data_dir):
     plain = loader_of(data_dir).sample().images
     shifted = loader_of(data_dir, warp=Warp(shift=0.2)).sample().images
