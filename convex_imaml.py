@@ -69,8 +69,10 @@ class Model(nn.Module):
 
     def features(self, images: Tensor, statistics: str | Statistics) -> Tensor:
         """Rows f of images (B, C, H, W): scaled features and a 1 for the bias.   (B, d + 1)"""
-        f = self.backbone(images, statistics)
-        return F.pad(f * (self.log_scale.exp() / f.shape[1] ** 0.5), (0, 1), value=1.0)
+        return self.scaled(self.backbone(images, statistics))
+
+    def scaled(self, f: Tensor) -> Tensor:
+        return F.pad(f * (self.log_scale.exp() / f.shape[-1] ** 0.5), (0, 1), value=1.0)
 
 
 def adapt(model: Model, f_support: Tensor, y_support: Tensor, ways: int, config: Config) -> Solution:
@@ -105,9 +107,9 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
         f = torch.cat([model.features(images, "running") for images in episode.images.split(200)])
         f_support, f_query = f[episode.support], f[episode.query]  # (T, S, d + 1), (T, Q, d + 1)
     else:
-        statistics = [model.backbone.statistics_of(x) for x in episode.x_query]
+        f_query, statistics = zip(*(model.backbone.with_own_statistics(x) for x in episode.x_query))
+        f_query = model.scaled(torch.stack(f_query))
         f_support = torch.stack([model.features(*task) for task in zip(episode.x_support, statistics)])
-        f_query = torch.stack([model.features(*task) for task in zip(episode.x_query, statistics)])
     return f_query @ adapt(model, f_support, episode.y_support, episode.ways, config).value.mT
 
 

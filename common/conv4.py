@@ -3,7 +3,7 @@
 Which statistics batch norm uses is a choice that every call states:
   `net(x, "batch")`    this batch's own, which also move the running averages when the network is in training mode
   `net(x, "running")`  the running averages, so that an image is judged by itself (inductive)
-  `net(x, statistics)` those of another batch, as `statistics_of` returns them (the query's, say, for the support set)
+  `net(x, statistics)` those of another batch, as `with_own_statistics` returns them (the query's, for the support)
 """
 
 import torch
@@ -94,8 +94,8 @@ class Conv4(nn.Module):
         return x.flatten(1).to(self.blocks[0].convolution.weight.dtype)
 
     @torch.no_grad()
-    def statistics_of(self, x: Tensor) -> Statistics:
-        """What batch norm sees in every block when this batch is normalised by itself: its mean and variance."""
+    def with_own_statistics(self, x: Tensor) -> tuple[Tensor, Statistics]:
+        """Features of a batch normalised by itself, as `net(x, "batch")` has them, and the statistics that did it."""
         statistics = []
         with self._autocast(x):
             x = x.contiguous(memory_format=self.layout)
@@ -105,7 +105,7 @@ class Conv4(nn.Module):
                 var = (x - mean[:, None, None]).square().mean((0, 2, 3))
                 statistics.append((mean, var))
                 x = block.after_norm(block.norm(x, statistics[-1]))
-        return statistics
+        return x.flatten(1).to(self.blocks[0].convolution.weight.dtype), statistics
 
     def _autocast(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)

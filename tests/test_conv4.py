@@ -50,10 +50,10 @@ def test_only_training_moves_the_running_averages():
     net, x = a_network("pool-norm")
     before = [b.clone() for b in net.buffers()]
     net.eval()
-    net(x, "batch"), net(x, "running"), net.statistics_of(x)
+    net(x, "batch"), net(x, "running"), net.with_own_statistics(x)
     assert all(torch.equal(a, b) for a, b in zip(before, net.buffers()))
     net.train()
-    net(x, "running"), net.statistics_of(x)
+    net(x, "running"), net.with_own_statistics(x)
     assert all(torch.equal(a, b) for a, b in zip(before, net.buffers()))
     net(x, "batch")
     assert not any(torch.equal(a, b) for a, b in zip(before, net.buffers()))
@@ -63,7 +63,9 @@ def test_only_training_moves_the_running_averages():
 def test_a_batchs_own_statistics_reproduce_its_normalisation(order):
     net, x = a_network(order)
     net.eval()
-    torch.testing.assert_close(net(x, net.statistics_of(x)), net(x, "batch"), rtol=0, atol=1e-9)
+    f, statistics = net.with_own_statistics(x)
+    torch.testing.assert_close(f, net(x, "batch"), rtol=0, atol=1e-9)
+    torch.testing.assert_close(net(x, statistics), f, rtol=0, atol=1e-9)
 
 
 def test_bfloat16_is_close_and_leaves_parameters_and_features_float32():

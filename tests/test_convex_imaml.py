@@ -128,6 +128,21 @@ def test_a_shuffled_or_single_query_gives_the_same_inductive_prediction(data_dir
     assert not torch.allclose(predict(model, episode, config, transductive=True), loud[:, -1:], atol=1e-4)
 
 
+def test_transductive_predictions_use_the_statistics_of_the_query_batch_alone(data_dir):
+    config = Config(width=8)
+    model, episode = a_model(config).eval(), an_episode(data_dir)
+    logits = predict(model, episode, config, transductive=True)
+    for task in range(3):
+        f_query = model.features(episode.x_query[task], "batch")
+        _, statistics = model.backbone.with_own_statistics(episode.x_query[task])
+        f_support = model.features(episode.x_support[task], statistics)
+        head = convex_imaml.adapt(model, f_support[None], episode.y_support[task : task + 1], 5, config).value[0]
+        torch.testing.assert_close(logits[task], f_query @ head.T, rtol=1e-3, atol=1e-4)
+    for name, buffer in model.named_buffers():  # running averages have no part in it
+        buffer.fill_(3.0)
+    torch.testing.assert_close(predict(model, episode, config, transductive=True), logits)
+
+
 def test_each_image_is_embedded_once_however_many_tasks_share_it(data_dir):
     config = Config(width=4)
     model = a_model(config)
