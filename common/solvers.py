@@ -151,7 +151,6 @@ class _Head:
         W = self.W0.expand(len(self.F), *self.W0.shape)
         Z = self.F @ self.W0.T  # (T, S, N) logits
         steps = 0.5 ** torch.arange(12, dtype=Z.dtype, device=Z.device)  # (J,)
-        noise = 10 * torch.finfo(Z.dtype).eps
         target, count = None, torch.zeros(len(self.F), dtype=torch.long, device=Z.device)
         for step in range(iterations + 1):
             P = Z.softmax(-1)
@@ -170,10 +169,13 @@ class _Head:
             offset, D_ = (W - self.W0).flatten(1), D.flatten(1)
             slope, cross, square = ((a * D_).sum(-1) for a in (g.flatten(1), offset, D_))  # (T,)
             change = loss[1:] - loss[0] + self.strength * (steps[:, None] * cross + steps[:, None] ** 2 * square / 2)
-            enough = change <= 1e-4 * steps[:, None] * slope + noise * loss[0]
-            length = torch.where(enough, steps[:, None], 0.0).amax(0)  # (T,) 0 where none will do: rounding is reached
-            length = torch.where(converged, 0.0, length)[:, None, None]
-            W, Z = W + length * D, Z + length * ZD
+            rounding = 4 * torch.finfo(Z.dtype).eps * (1 + Z.abs().amax((1, 2)))  # of the difference of two losses
+            enough = change <= 1e-4 * steps[:, None] * slope + rounding
+            length = torch.where(enough, steps[:, None], 0.0).amax(0)  # (T,) 0 where none will do
+            length = torch.where(converged, 0.0, length)
+            if not length.any():
+                break  # those left can't move, and are reported as not converged
+            W, Z = W + length[:, None, None] * D, Z + length[:, None, None] * ZD
         return W, residual, count, converged
 
 
