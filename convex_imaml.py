@@ -42,7 +42,7 @@ class Config(Options):
 
 # What is best for a data set; `other` is for a set of your own.
 CHARACTERS = dict(
-    tasks=8, train_ways=10, train_queries=7, pool_classes=20, pool_images=8,
+    tasks=4, train_ways=20, train_queries=7, pool_classes=20, pool_images=8,
     rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True,
 )  # fmt: skip
 PICTURES = dict(
