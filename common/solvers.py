@@ -121,7 +121,7 @@ class _Head:
 
         tolerance: of conjugate gradient, relative to |v|; the factorisation is exact.
         """
-        (T, S, _), N = self.F.shape, P.shape[-1]
+        S = self.F.shape[1]
         if self.method == "cg":
 
             def matvec(u):
@@ -129,7 +129,7 @@ class _Head:
                 return (_times_softmax_hessian(P, self.F @ u.mT).mT @ self.F / S + self.strength * u).flatten(1)
 
             return cg(matvec, v.flatten(1), tolerance=tolerance, iterations=200).value.view_as(v)
-        # H = F'MF with M = D - D R (R'D R)^-1 R'D, D = diag(p) / S over classes, R summing over them. Then, by Woodbury,
+        # H = F'MF with M = D - D R (R'D R)^-1 R'D, D = diag(p) / S and R summing over classes. Then, by Woodbury,
         # u = (v - F' Q F v / strength) / strength with Q = (M^-1 + FF' / strength)^-1 = E - E R (R'E R)^-1 R'E, where
         # E = (D^-1 + FF' / strength)^-1 has an S x S block a class (Rasmussen & Williams 2006, Algorithm 3.3).
         root = (P / S).sqrt().mT  # (T, N, S)
