@@ -65,9 +65,7 @@ def build(options: argparse.Namespace) -> Path:
     if alike:
         raise DataError(f"--dataset {name}: did you mean --dataset {alike[0]}?")
     if name not in NEEDS and not raw:
-        raise DataError(
-            f"--dataset {name}: unknown; expected {', '.join(NEEDS)}, or {command} --raw FOLDER_OF_CLASSES"
-        )
+        raise DataError(f"--dataset {name}: unknown; expected {', '.join(NEEDS)}, or {command} --raw FOLDER_OF_CLASSES")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
         raise DataError(f"--dataset {name}: expected a name of letters, digits and . _ + -, as it becomes a folder")
     if options.seed < 0:

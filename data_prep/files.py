@@ -167,9 +167,12 @@ def _plain_tar(path: Path, stack: ExitStack) -> BinaryIO:
     if name.endswith(".tar"):
         return stack.enter_context(open(path, "rb"))
     plain = stack.enter_context(tempfile.TemporaryFile())
-    with open(path, "rb") as packed, tqdm.wrapattr(
-        packed, "read", path.stat().st_size, desc=f"expanding {path.name}", leave=False, disable=None
-    ) as counted:
+    with (
+        open(path, "rb") as packed,
+        tqdm.wrapattr(
+            packed, "read", path.stat().st_size, desc=f"expanding {path.name}", leave=False, disable=None
+        ) as counted,
+    ):
         with gzip.open(counted) if name.endswith("gz") else lzma.open(counted) as unpacked:
             shutil.copyfileobj(unpacked, plain, 1 << 20)
     plain.seek(0)

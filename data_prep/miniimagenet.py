@@ -165,9 +165,7 @@ def _from_class_folders(files: Files, raw: Path) -> dict[str, list[str]]:
     return {wnid: sorted(names, key=lambda name: name.rsplit("/", 1)[-1]) for wnid, names in classes.items()}
 
 
-def _from_pickles(
-    files: Files, known: dict[str, list[str]], raw: Path
-) -> tuple[Counter, Callable[[str], np.ndarray]]:
+def _from_pickles(files: Files, known: dict[str, list[str]], raw: Path) -> tuple[Counter, Callable[[str], np.ndarray]]:
     """The number of images of each WordNet id, and a function that gives them as uint8 (n, 3, 84, 84)."""
     rows: dict[str, list[np.ndarray]] = {}  # WordNet id -> (its row numbers of an array), that array
     for name in filter(is_pickle, files):

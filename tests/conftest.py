@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from data_prep import shards
+from data_prep import glyphs, shards
 
 
 def write_set(data_dir: Path, name: str, classes=(12, 8, 9), counts=(20, 24), shape=(1, 28, 28), seed=0) -> Path:
@@ -32,6 +32,12 @@ def data_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_set(folder, "toy")
     return folder
+
+
+@pytest.fixture(scope="session")
+def glyphs_folder(tmp_path_factory) -> Path:
+    """The whole set `glyphs`, built once."""
+    return glyphs.build(tmp_path_factory.mktemp("glyphs"))
 
 
 @pytest.fixture(scope="session")

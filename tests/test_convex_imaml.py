@@ -1,8 +1,5 @@
 """Convex iMAML's meta-gradient and predictions, in float64 where gradients are compared."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -77,18 +74,16 @@ def test_gradients_are_a_mean_over_tasks(data_dir):
         torch.testing.assert_close(a, p.grad, rtol=1e-6, atol=1e-9)
 
 
-def raw_or_made_sets(data_dir):
-    """toy, and whatever is built in the project's data folder."""
-    built = Path(os.environ.get("DATA_DIR", ROOT / "data"))
-    return [(data_dir, "toy")] + [(built, p.parent.name) for p in sorted(built.glob("*/test.h5"))]
-
-
 @pytest.mark.slow
-def test_before_adaptation_accuracy_is_chance_on_every_data_set(data_dir):
-    """An untrained model whose head stays at its start knows nothing: labels leak through no part of an episode."""
-    for folder, name in raw_or_made_sets(data_dir):
+def test_before_adaptation_accuracy_is_chance_on_every_data_set(data_dir, glyphs_folder):
+    """An untrained model whose head stays at its start knows nothing: labels leak through no part of an episode.
+
+    toy, glyphs, and whatever is built in the project's data folder.
+    """
+    built = [file.parent for file in sorted((ROOT / "data").glob("*/test.h5"))]
+    for folder in [data_dir / "toy", glyphs_folder, *built]:
         config = Config(width=16, learn_start=True, newton_steps=0)
-        loader = EpisodeLoader(folder / name / "test.h5", 5, 1, 5, 50, seed=1, pool=(9, 6))
+        loader = EpisodeLoader(folder / "test.h5", 5, 1, 5, 50, seed=1, pool=(9, 6))
         model = a_model(config, loader.image_shape).eval()
         torch.nn.init.normal_(model.W0)
         correct = []
@@ -96,7 +91,7 @@ def test_before_adaptation_accuracy_is_chance_on_every_data_set(data_dir):
             episode = loader.sample()
             correct.append((predict(model, episode, config).argmax(-1) == episode.y_query).float().mean(1))
         accuracy = torch.cat(correct)
-        assert abs(accuracy.mean() - 0.2) < 4 * accuracy.std() / len(accuracy) ** 0.5 + 0.005, name
+        assert abs(accuracy.mean() - 0.2) < 4 * accuracy.std() / len(accuracy) ** 0.5 + 0.005, folder.name
 
 
 def test_labels_permuted_permute_the_predictions(data_dir):

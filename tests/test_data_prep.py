@@ -734,9 +734,7 @@ def test_the_command_runs_from_another_folder_and_ends_with_status_2_and_one_lin
     assert "--dataset bids" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("error", "status"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 1)]
-)
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 1)])
 def test_a_build_that_is_cut_off_leaves_what_was_there(error, status, tmp_path, capsys, monkeypatch):
     raw = class_folders(tmp_path / "raw", COUNTS)
 

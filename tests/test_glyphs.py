@@ -21,12 +21,11 @@ FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")
 
 
 @pytest.fixture(scope="session")
-def sets(tmp_path_factory):
+def sets(glyphs_folder):
     """split -> (images (n, 1, 28, 28), class_start, class_names), as read back from the files."""
-    folder = glyphs.build(tmp_path_factory.mktemp("glyphs"))
     content = {}
     for split in ("train", "val", "test"):
-        with h5py.File(folder / f"{split}.h5") as file:
+        with h5py.File(glyphs_folder / f"{split}.h5") as file:
             content[split] = file["images"][:], file["class_start"][:], file["class_names"].asstr()[:].tolist()
     return content
 
