@@ -28,10 +28,10 @@ from common.solvers import Solution, newton_head
 class Config(Options):
     """Options of convex_imaml.py. What is best for a data set stands in SETTINGS."""
 
-    strength: float = 0.03
-    """of the proximal term at the start (lambda); meta-learned from there"""
-    scale: float = 4.0
-    """of the features at the start, on top of d^-1/2; meta-learned from there"""
+    strength: float = 0.002
+    """of the proximal term at the start (lambda), for features divided by sqrt d; meta-learned from there"""
+    logit_scale: float = 1.0
+    """of the query's logits at the start, which frees the strength from setting their size; meta-learned from there"""
     learn_start: bool = False
     """meta-learn W0, the head that adaptation starts from (Eq 5); otherwise it is zero, which names no class first"""
     tolerance: float = 1e-5
@@ -57,7 +57,7 @@ SETTINGS = {
 
 
 class Model(nn.Module):
-    """The meta-parameters: backbone, W0 (N, d + 1), strength and feature scale (both as logarithms)."""
+    """The meta-parameters: backbone, W0 (N, d + 1), strength and logit scale (both as logarithms)."""
 
     def __init__(self, shape: tuple[int, int, int], config: Config, device: torch.device):
         super().__init__()
@@ -65,14 +65,20 @@ class Model(nn.Module):
         if config.learn_start:
             self.W0 = nn.Parameter(torch.zeros(config.ways, self.backbone.size + 1, device=device))
         self.log_strength = nn.Parameter(torch.tensor(math.log(config.strength), device=device))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale), device=device))
+        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale), device=device))
 
     def features(self, images: Tensor, statistics: str | Statistics) -> Tensor:
-        """Rows f of images (B, C, H, W): scaled features and a 1 for the bias.   (B, d + 1)"""
-        return self.scaled(self.backbone(images, statistics))
+        """Rows for the head of images (B, C, H, W).   (B, d + 1)"""
+        return rows(self.backbone(images, statistics))
 
-    def scaled(self, f: Tensor) -> Tensor:
-        return F.pad(f * (self.log_scale.exp() / f.shape[-1] ** 0.5), (0, 1), value=1.0)
+    def logits(self, f_query: Tensor, W: Tensor) -> Tensor:
+        """(T, Q, d + 1), (T, N, d + 1) -> (T, Q, N)"""
+        return self.log_logit_scale.exp() * f_query @ W.mT
+
+
+def rows(f: Tensor) -> Tensor:
+    """Backbone's features (..., d) as rows for the head: divided by sqrt d, and a 1 for the bias.   (..., d + 1)"""
+    return F.pad(f / f.shape[-1] ** 0.5, (0, 1), value=1.0)
 
 
 def adapt(model: Model, f_support: Tensor, y_support: Tensor, ways: int, config: Config) -> Solution:
@@ -89,7 +95,7 @@ def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tenso
     """
     f = model.features(episode.images, "batch")  # (B, d + 1)
     head = adapt(model, f[episode.support], episode.y_support, episode.ways, config)
-    logits = f[episode.query] @ head.value.mT  # (T, Q, N)
+    logits = model.logits(f[episode.query], head.value)  # (T, Q, N)
     loss = F.cross_entropy(logits.flatten(0, 1), episode.y_query.flatten())
     loss.backward()
     accuracy = (logits.detach().argmax(-1) == episode.y_query).float().mean()
@@ -108,9 +114,9 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
         f_support, f_query = f[episode.support], f[episode.query]  # (T, S, d + 1), (T, Q, d + 1)
     else:
         f_query, statistics = zip(*(model.backbone.with_own_statistics(x) for x in episode.x_query))
-        f_query = model.scaled(torch.stack(f_query))
+        f_query = rows(torch.stack(f_query))
         f_support = torch.stack([model.features(*task) for task in zip(episode.x_support, statistics)])
-    return f_query @ adapt(model, f_support, episode.y_support, episode.ways, config).value.mT
+    return model.logits(f_query, adapt(model, f_support, episode.y_support, episode.ways, config).value)
 
 
 # From here on all scripts are the same.

@@ -90,7 +90,8 @@ def newton_head(
     Newton's method with a backtracking line search: without one it diverges on real features. `method` says how its
     linear systems are solved: "cholesky" in sample space, where grad G = 0 puts W* - W0 into the span of the S
     features, so that N + 1 matrices of S x S are factored, whatever d is; "cg" with Hessian-vector products; "auto"
-    picks "cg" where S > LARGEST_FACTOR.
+    picks "cg" where S > LARGEST_FACTOR. Where float32 doesn't converge, as when the features' Gram matrix is
+    1e6 times the strength, the batch is solved again in float64.
 
     Raises ValueError where strength isn't positive.
     """
@@ -100,15 +101,19 @@ def newton_head(
         )
     if method == "auto":
         method = "cg" if features.shape[1] > LARGEST_FACTOR else "cholesky"
-    problem = _Head(features.detach(), labels, W0.detach(), strength.detach(), method)
-    W, residual, count, converged = problem.minimise(tolerance, iterations)
+    for dtype in (features.dtype, torch.float64):
+        problem = _Head(*(x.detach().to(dtype) for x in (features, W0, strength)), labels, method)
+        W, residual, count, converged = problem.minimise(tolerance, iterations)
+        if converged.all() or dtype == torch.float64 or features.device.type == "mps":  # which has no float64
+            break
+    residual = residual.to(features.dtype)
     return Solution(_AtOptimum.apply(features, W0, strength, W, problem), residual, count, converged)
 
 
 class _Head:
     """G of `newton_head` for all tasks: its value, gradient and the solution of systems in its Hessian."""
 
-    def __init__(self, features: Tensor, labels: Tensor, W0: Tensor, strength: Tensor, method: str):
+    def __init__(self, features: Tensor, W0: Tensor, strength: Tensor, labels: Tensor, method: str):
         self.F, self.W0, self.strength, self.method = features, W0, strength, method
         self.Y = F.one_hot(labels, W0.shape[0]).to(features.dtype)  # (T, S, N)
         self.K = features @ features.mT if method == "cholesky" else None  # (T, S, S)
@@ -145,7 +150,8 @@ class _Head:
         S = self.F.shape[1]
         W = self.W0.expand(len(self.F), *self.W0.shape)
         Z = self.F @ self.W0.T  # (T, S, N) logits
-        steps = 0.5 ** torch.arange(12, dtype=Z.dtype, device=Z.device)  # (J,)
+        j = torch.arange(9, dtype=Z.dtype, device=Z.device)
+        steps = 0.5 ** (j * (j + 1) / 2)  # (J,) 1, 1/2, 1/8, 1/64, ...: saturated logits may need 1e-8
         target, count = None, torch.zeros(len(self.F), dtype=torch.long, device=Z.device)
         for step in range(iterations + 1):
             P = Z.softmax(-1)
@@ -158,7 +164,7 @@ class _Head:
             count += ~converged
             D = -self.solve(P, g, tolerance=1e-4)  # near the optimum each step gains at least these four digits
             ZD = self.F @ D.mT
-            # Backtracking: the largest of 1, 1/2, 1/4, ... that lowers G by 1e-4 of what its slope promises (Armijo).
+            # Backtracking: the largest step that lowers G by 1e-4 of what its slope promises (Armijo).
             logits = torch.cat([Z[None], Z + steps[:, None, None, None] * ZD])  # (1 + J, T, S, N), none and every step
             loss = (logits.logsumexp(-1) - (logits * self.Y).sum(-1)).sum(-1) / S  # (1 + J, T)
             offset, D_ = (W - self.W0).flatten(1), D.flatten(1)
@@ -181,19 +187,20 @@ class _AtOptimum(torch.autograd.Function):
     def forward(ctx, features, W0, strength, W, problem):
         ctx.problem = problem
         ctx.save_for_backward(W)
-        return W.clone()
+        return W.to(features.dtype, copy=True)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, v):
         (W,), head = ctx.saved_tensors, ctx.problem
         S = head.F.shape[1]
+        v, dtype = v.to(W.dtype), v.dtype
         P = (head.F @ W.mT).softmax(-1)
         u = head.solve(P, v, tolerance=torch.finfo(v.dtype).eps ** 0.75)  # (T, N, d)
         # <u, grad G> depends on f_s through 1/S (p_s - y_s)' u f_s, where p_s = softmax(W f_s)
         to_features = -((P - head.Y) @ u + _times_softmax_hessian(P, head.F @ u.mT) @ W) / S
         to_strength = -(u * (W - head.W0)).sum()
-        return to_features, head.strength * u.sum(0), to_strength, None, None
+        return to_features.to(dtype), (head.strength * u.sum(0)).to(dtype), to_strength.to(dtype), None, None
 
 
 def _times_softmax_hessian(P: Tensor, x: Tensor) -> Tensor:
