@@ -208,7 +208,7 @@ def test_a_default_run_folder_that_exists_is_left_alone(command, tmp_path):
 @pytest.mark.slow
 def test_two_ranks_with_half_the_tasks_equal_one_rank_with_all(command, tmp_path, data_dir):
     """Started by torchrun, over gloo: weights, running averages and log as of one process with the same two batches."""
-    options = f"{SMALL} --steps 50"
+    options = f"{SMALL} --steps 4"  # few, because Adam makes much of rounding where a gradient is next to nothing
     assert command(f"{options} --batches 2 --out one") == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
     arguments = f"{options} --data-dir {data_dir} --out {tmp_path / 'two'}".split()
@@ -216,7 +216,7 @@ def test_two_ranks_with_half_the_tasks_equal_one_rank_with_all(command, tmp_path
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = state_of(tmp_path / "one"), state_of(tmp_path / "two")
     for key, value in one["model"].items():
-        torch.testing.assert_close(two["model"][key], value, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(two["model"][key], value, rtol=1e-3, atol=2e-5)
     first, second = (np.load(tmp_path / f / "episodes.npz") for f in ("one", "two"))
     for key in ("classes", "support_rows", "query_rows"):
         np.testing.assert_array_equal(first[key], second[key])
