@@ -37,8 +37,10 @@ def test_every_file_and_picture_that_the_readme_names_exists():
 
 
 def test_every_option_that_the_readme_names_is_one_of_a_command():
+    from benchmarks import meta_step
     from convex_imaml import Config
 
-    known = {f.replace("_", "-") for f in Config.__dataclass_fields__}
+    fields = {**Config.__dataclass_fields__, **meta_step.Options.__dataclass_fields__}
+    known = {f.replace("_", "-") for f in fields}
     known |= set(re.findall(r'"--([a-z-]+)"', (ROOT / "data_prep" / "build.py").read_text())) | {"nproc-per-node"}
     assert set(re.findall(r"--([a-z][a-z-]+)", README)) <= known
