@@ -42,17 +42,13 @@ def command(main: Callable[[], None]) -> None:
     try:
         main()
     except UsageError as error:
-        sys.exit(_complain(error))
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("interrupted; --resume RUN goes on from the last checkpoint")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _complain(error: Exception | str) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
 
 
 class Run:
@@ -221,7 +217,7 @@ class Run:
         """`progress`: share of the budget used up, 0..1, the same on every rank. The learning rate is
         a half cosine of it, after 20 steps of warm-up."""
         c = self.config
-        shares = [] if c.steps is None else [self.step / max(1, c.steps)] if c.steps else [1.0]
+        shares = [] if c.steps is None else [self.step / c.steps if c.steps else 1.0]
         if c.minutes is not None:
             seconds = torch.tensor(self.seconds + time.perf_counter() - self.started, device=self.device)
             if self.world > 1:
@@ -257,9 +253,8 @@ class Run:
         finite = torch.stack(
             [v.flatten(1).isfinite().all(1) if v.dim() > 1 else v.isfinite() for v in columns.values()]
         )
-        first = self.step - len(self.pending) + 1
         if not finite.all():
-            bad = first + int(finite.all(0).logical_not().nonzero()[0])
+            bad = self.step - len(self.pending) + 1 + int(finite.all(0).logical_not().nonzero()[0])
             raise UsageError(
                 f"step {bad}: a loss or gradient is no finite number; {self.folder}/checkpoint.pt is from before it; "
                 "try a smaller --learning-rate"

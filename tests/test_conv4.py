@@ -16,7 +16,7 @@ def a_network(order, shape=(3, 32, 48), width=8, **options):
     return net, torch.randn(10, *shape, dtype=torch.float64)
 
 
-def textbook(net, x, order, training):
+def textbook(net, x, order):
     """Convolution with a bias, batch norm, ReLU and pooling in the order that papers print."""
     for block in net.blocks:
         norm = block.norm
@@ -35,7 +35,7 @@ def test_blocks_equal_the_textbook_order_with_bias_and_late_pooling(order, chann
     net, x = a_network(order, channels_last=channels_last)
     f = net(x, "batch")
     assert f.shape == (10, net.size) == (10, 8 * 2 * 3) and f.std() > 0.1
-    torch.testing.assert_close(f, textbook(net, x, order, True), rtol=0, atol=1e-9)
+    torch.testing.assert_close(f, textbook(net, x, order), rtol=0, atol=1e-9)
 
 
 def test_running_statistics_judge_an_image_by_itself():
