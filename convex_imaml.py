@@ -69,18 +69,13 @@ class Model(nn.Module):
         self.log_strength = nn.Parameter(torch.tensor(math.log(config.strength), device=device))
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale), device=device))
 
-    def features(self, images: Tensor, statistics: str | Statistics) -> Tensor:
-        """Rows for the head of images (B, C, H, W).   (B, d + 1)"""
-        return rows(self.backbone(images, statistics))
+    def features(self, images: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
+        """Rows for the head of images (B, C, H, W): features divided by sqrt d, and a 1 for the bias.   (B, d + 1)"""
+        return F.pad(self.backbone(images, statistics, collected) / self.backbone.size**0.5, (0, 1), value=1.0)
 
     def logits(self, f_query: Tensor, W: Tensor) -> Tensor:
         """(T, Q, d + 1), (T, N, d + 1) -> (T, Q, N)"""
         return self.log_logit_scale.exp() * f_query @ W.mT
-
-
-def rows(f: Tensor) -> Tensor:
-    """Backbone's features (..., d) as rows for the head: divided by sqrt d, and a 1 for the bias.   (..., d + 1)"""
-    return F.pad(f / f.shape[-1] ** 0.5, (0, 1), value=1.0)
 
 
 def adapt(model: Model, f_support: Tensor, y_support: Tensor, ways: int, config: Config) -> Solution:
@@ -115,9 +110,9 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
         f = torch.cat([model.features(images, "running") for images in episode.images.split(200)])
         f_support, f_query = f[episode.support], f[episode.query]  # (T, S, d + 1), (T, Q, d + 1)
     else:
-        f_query, statistics = zip(*(model.backbone.with_own_statistics(x) for x in episode.x_query))
-        f_query = rows(torch.stack(f_query))
-        f_support = torch.stack([model.features(*task) for task in zip(episode.x_support, statistics)])
+        statistics = [[] for _ in episode.query]  # of every task's query batch
+        f_query = torch.stack([model.features(x, "batch", s) for x, s in zip(episode.x_query, statistics)])
+        f_support = torch.stack([model.features(x, s) for x, s in zip(episode.x_support, statistics)])
     return model.logits(f_query, adapt(model, f_support, episode.y_support, episode.ways, config).value)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.conv4 import BLOCKS, Conv4
+from common.conv4 import BLOCKS, Conv4, _Normalise
 
 
 def a_network(order, shape=(3, 32, 48), width=8, **options):
@@ -50,10 +50,10 @@ def test_only_training_moves_the_running_averages():
     net, x = a_network("pool-norm")
     before = [b.clone() for b in net.buffers()]
     net.eval()
-    net(x, "batch"), net(x, "running"), net.with_own_statistics(x)
+    net(x, "batch"), net(x, "running")
     assert all(torch.equal(a, b) for a, b in zip(before, net.buffers()))
     net.train()
-    net(x, "running"), net.with_own_statistics(x)
+    net(x, "running")
     assert all(torch.equal(a, b) for a, b in zip(before, net.buffers()))
     net(x, "batch")
     assert not any(torch.equal(a, b) for a, b in zip(before, net.buffers()))
@@ -63,9 +63,40 @@ def test_only_training_moves_the_running_averages():
 def test_a_batchs_own_statistics_reproduce_its_normalisation(order):
     net, x = a_network(order)
     net.eval()
-    f, statistics = net.with_own_statistics(x)
-    torch.testing.assert_close(f, net(x, "batch"), rtol=0, atol=1e-9)
+    f = net(x, "batch", statistics := [])
     torch.testing.assert_close(net(x, statistics), f, rtol=0, atol=1e-9)
+
+
+def test_statistics_are_collected_without_a_change_to_the_features():
+    net, x = a_network("norm-pool")
+    assert torch.equal(net(x, "batch", collected := []), net(x, "batch")) and len(collected) == 4
+    first = net.blocks[0].before_norm(x)
+    torch.testing.assert_close(collected[0][0], first.mean((0, 2, 3)))
+    torch.testing.assert_close(collected[0][1], first.var((0, 2, 3), unbiased=False))
+
+
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
+def test_batch_norm_differentiates_once_and_twice(layout):
+    """Against finite differences, and against torch's own batch norm."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, 2, 3, dtype=torch.float64, generator=generator).contiguous(memory_format=layout)
+    weight, bias = torch.randn(2, 4, dtype=torch.float64, generator=generator)
+    inputs = [v.requires_grad_() for v in (x, weight, bias)]
+
+    def ours(x, weight, bias):
+        return _Normalise.apply(x, weight, bias, None, None, 0.0, 1e-5)[0]
+
+    assert torch.autograd.gradcheck(ours, inputs) and torch.autograd.gradgradcheck(ours, inputs)
+    assert torch.autograd.gradgradcheck(lambda x, w, b: (ours(x, w, b).sin() * x).sum((0, 2, 3)), inputs)
+
+    def second(norm):
+        y = norm(*inputs).sin()
+        first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(g.cos().sum() for g in first), inputs)
+
+    for a, b in zip(second(ours), second(lambda x, w, b: F.batch_norm(x, None, None, w, b, True))):
+        torch.testing.assert_close(a, b)
+        assert a.norm() > 1e-3
 
 
 def test_bfloat16_is_close_and_leaves_parameters_and_features_float32():
