@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from common.conv4 import Statistics
 from common.episodes import Episode, EpisodeLoader
-from common.options import Options, parse
+from common.options import Options, fixed_ways, parse
 from common.run import Run, backbone, command, gather, outcome, outer_optimizer
 from common.solvers import Solution, newton_head
 
@@ -65,7 +65,7 @@ class Model(nn.Module):
         super().__init__()
         self.backbone = backbone(shape, config, device)
         if config.learn_start:
-            self.W0 = nn.Parameter(torch.zeros(config.ways, self.backbone.size + 1, device=device))
+            self.W0 = nn.Parameter(torch.zeros(fixed_ways(config), self.backbone.size + 1, device=device))
         self.log_strength = nn.Parameter(torch.tensor(math.log(config.strength), device=device))
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale), device=device))
 

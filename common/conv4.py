@@ -15,13 +15,16 @@ Statistics = list[tuple[Tensor, Tensor]]  # (mean, variance) a block, each (widt
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over (B, H, W) (Ioffe & Szegedy 2015), scale and shift learned, the statistics named in the call."""
+    """Batch norm over (B, H, W) (Ioffe & Szegedy 2015), scale and shift learned, the statistics named in the call.
 
-    def __init__(self, width: int, momentum: float = 0.1, eps: float = 1e-5):
+    running: keep running averages; without them "running" can't be asked for.
+    """
+
+    def __init__(self, width: int, running: bool = True, momentum: float = 0.1, eps: float = 1e-5):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-        self.register_buffer("running_mean", torch.zeros(width))
-        self.register_buffer("running_var", torch.ones(width))
+        self.register_buffer("running_mean", torch.zeros(width) if running else None)
+        self.register_buffer("running_var", torch.ones(width) if running else None)
         self.momentum, self.eps = momentum, eps
 
     def forward(
@@ -105,10 +108,10 @@ class Block(nn.Module):
     another function with the same parameters, that of Reptile's published network: batch norm sees the pooled values.
     """
 
-    def __init__(self, channels: int, width: int, order: str):
+    def __init__(self, channels: int, width: int, order: str, running: bool):
         super().__init__()
         self.convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        self.norm = BatchNorm(width)
+        self.norm = BatchNorm(width, running)
         self.order = order
 
     def forward(
@@ -130,6 +133,7 @@ class Conv4(nn.Module):
 
     `shape` is an image's (C, H, W). channels_last: keep that memory layout, which is faster on CPU and CUDA.
     precision: torch.bfloat16 runs convolutions in it (autocast); features come back as float32 whatever it is.
+    running: keep running averages, which methods that adapt these weights have no use for.
     Raises ValueError for images below 16 x 16, of which nothing would be left.
     """
 
@@ -140,12 +144,13 @@ class Conv4(nn.Module):
         order: str,
         channels_last: bool = False,
         precision: torch.dtype = torch.float32,
+        running: bool = True,
     ):
         super().__init__()
         channels, height, W = shape
         if min(height, W) < 16:
             raise ValueError(f"images are {height}x{W}, expected 16x16 or more: Conv4 halves them four times")
-        self.blocks = nn.ModuleList(Block(c, width, order) for c in (channels, width, width, width))
+        self.blocks = nn.ModuleList(Block(c, width, order, running) for c in (channels, width, width, width))
         self.size = width * (height // 16) * (W // 16)  # d
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.precision = precision
@@ -153,11 +158,12 @@ class Conv4(nn.Module):
 
     def forward(self, x: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
         """With "batch", `collected` (a list) receives the statistics of every block."""
-        with self._autocast(x):
+        with self.autocast(x):
             x = x.contiguous(memory_format=self.layout)
             for i, block in enumerate(self.blocks):
                 x = block(x, statistics if isinstance(statistics, str) else statistics[i], collected)
         return x.flatten(1).to(self.blocks[0].convolution.weight.dtype)
 
-    def _autocast(self, x: Tensor) -> torch.autocast:
+    def autocast(self, x: Tensor) -> torch.autocast:
+        """The context that gives convolutions their precision."""
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)

@@ -8,6 +8,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -56,10 +57,12 @@ class Options:
     """shots of training tasks; 0: as --shots"""
     train_queries: int = 0
     """query images a class of training tasks; 0: as --queries"""
+    outer: Literal["adam", "sgd"] = "adam"
+    """optimiser of the meta-parameters"""
     learning_rate: float = 3e-3
-    """of Adam at the start; decays to 0 by a half cosine over the budget"""
+    """of that optimiser at the start; decays to 0 by a half cosine over the budget"""
     weight_decay: float = 0.0
-    """decoupled (AdamW), of the convolutions"""
+    """of the convolutions; Adam's is decoupled (AdamW)"""
     clip: float = 10.0
     """largest norm of the meta-gradient; larger ones are scaled down to it"""
     flip: bool = False
@@ -137,6 +140,16 @@ def parse(config_type: type, settings: dict[str, dict]):
             )
     _check(config)
     return config
+
+
+def fixed_ways(config: Options) -> int:
+    """--ways, for a model that has an output a class. Raises UsageError where training tasks have another number."""
+    if config.train_ways not in (0, config.ways):
+        raise UsageError(
+            f"--train-ways {config.train_ways}: expected 0 or {config.ways}, as the model has an output for each of "
+            f"--ways {config.ways} classes"
+        )
+    return config.ways
 
 
 def _value_of(argv: list[str], name: str) -> str | None:

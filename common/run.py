@@ -344,11 +344,12 @@ def gather(batches: list[dict[str, np.ndarray]], episodes: int) -> dict[str, np.
     return {k: np.concatenate([batch[k] for batch in in_order])[:episodes] for k in in_order[0]}
 
 
-def backbone(shape: tuple[int, int, int], config: Options, device: torch.device) -> Conv4:
+def backbone(shape: tuple[int, int, int], config: Options, device: torch.device, running: bool = True) -> Conv4:
     """Conv4 as the options say. Raises UsageError for images that are too small for it."""
     channels_last = config.channels_last and device.type in ("cpu", "cuda")
+    precision = backbone_precision(config, device)
     try:
-        return Conv4(shape, config.width, config.block, channels_last, backbone_precision(config, device)).to(device)
+        return Conv4(shape, config.width, config.block, channels_last, precision, running).to(device)
     except ValueError as error:
         raise UsageError(f"--dataset {config.dataset}: {error}; build it with a larger --size") from None
 
@@ -361,9 +362,10 @@ def backbone_precision(config: Options, device: torch.device) -> torch.dtype:
 
 
 def outer_optimizer(model: nn.Module, config: Options) -> torch.optim.Optimizer:
-    """AdamW; weight decay is for convolutions, not for batch norm's and scalar parameters."""
+    """AdamW or plain SGD; weight decay is for convolutions, not for batch norm's and scalar parameters."""
     groups = [[p for p in model.parameters() if (p.dim() > 1) == decays] for decays in (True, False)]
-    return torch.optim.AdamW(
+    kind = {"adam": torch.optim.AdamW, "sgd": torch.optim.SGD}[config.outer]
+    return kind(
         [{"params": groups[0], "weight_decay": config.weight_decay}, {"params": groups[1], "weight_decay": 0.0}],
         lr=config.learning_rate,
     )

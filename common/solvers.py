@@ -102,7 +102,9 @@ def newton_head(
     if method == "auto":
         method = "cg" if features.shape[1] > LARGEST_FACTOR else "cholesky"
     for dtype in (features.dtype, torch.float64):
-        problem = _Head(*(x.detach().to(dtype) for x in (features, W0, strength)), labels, method)
+        problem = ProximalHead(
+            features.detach().to(dtype), labels, W0.detach().to(dtype), strength.detach().to(dtype), method
+        )
         W, residual, count, converged = problem.minimise(tolerance, iterations)
         if converged.all() or dtype == torch.float64 or features.device.type == "mps":  # which has no float64
             break
@@ -110,13 +112,19 @@ def newton_head(
     return Solution(_AtOptimum.apply(features, W0, strength, W, problem), residual, count, converged)
 
 
-class _Head:
-    """G of `newton_head` for all tasks: its value, gradient and the solution of systems in its Hessian."""
+class ProximalHead:
+    """G of `newton_head` for all tasks: its gradient, the solution of systems in its Hessian, and Newton's steps.
 
-    def __init__(self, features: Tensor, W0: Tensor, strength: Tensor, labels: Tensor, method: str):
+    All but `minimise` can be differentiated through. P: softmax rows (T, S, N) at W.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, W0: Tensor, strength: Tensor, method: str = "cholesky"):
         self.F, self.W0, self.strength, self.method = features, W0, strength, method
         self.Y = F.one_hot(labels, W0.shape[0]).to(features.dtype)  # (T, S, N)
         self.K = features @ features.mT if method == "cholesky" else None  # (T, S, S)
+
+    def probabilities(self, W: Tensor) -> Tensor:
+        return (self.F @ W.mT).softmax(-1)  # (T, S, N)
 
     def gradient(self, W: Tensor, P: Tensor) -> Tensor:
         return (P - self.Y).mT @ self.F / self.F.shape[1] + self.strength * (W - self.W0)  # (T, N, d)
@@ -137,24 +145,44 @@ class _Head:
         # H = F'MF with M = D - D R (R'D R)^-1 R'D, D = diag(p) / S and R summing over classes. Then, by Woodbury,
         # u = (v - F' Q F v / strength) / strength with Q = (M^-1 + FF' / strength)^-1 = E - E R (R'E R)^-1 R'E, where
         # E = (D^-1 + FF' / strength)^-1 has an S x S block a class (Rasmussen & Williams 2006, Algorithm 3.3).
-        root = (P / S).sqrt().mT  # (T, N, S)
+        root = (P / S).clamp(min=torch.finfo(P.dtype).tiny).sqrt().mT  # (T, N, S), with a finite slope everywhere
         A = root[..., :, None] * (self.K / self.strength)[:, None] * root[..., None, :]  # (T, N, S, S)
-        A.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        A = A + torch.eye(S, dtype=A.dtype, device=A.device)
         E = root[..., None] * torch.cholesky_solve(torch.diag_embed(root), torch.linalg.cholesky_ex(A).L)
         Ex = (E @ (v @ self.F.mT)[..., None])[..., 0]  # (T, N, S)
         shared = torch.cholesky_solve(Ex.sum(1)[..., None], torch.linalg.cholesky_ex(E.sum(1)).L)  # (T, S, 1)
         Qx = Ex - (E @ shared[:, None])[..., 0]
         return (v - Qx @ self.F / self.strength) / self.strength
 
-    def minimise(self, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def newton_step(self, W: Tensor) -> Tensor:
+        """W after one step of Newton's method with line search; the step's length counts as a constant.   (T, N, d)"""
+        P = self.probabilities(W)
+        g = self.gradient(W, P)
+        D = -self.solve(P, g, tolerance=1e-4)
+        return W + self.line_search(W, g, D)[:, None, None] * D
+
+    @torch.no_grad()
+    def line_search(self, W: Tensor, g: Tensor, D: Tensor) -> Tensor:
+        """Longest step along D that lowers G by 1e-4 of what its slope promises (Armijo), or 0.   (T,)"""
         S = self.F.shape[1]
-        W = self.W0.expand(len(self.F), *self.W0.shape)
-        Z = self.F @ self.W0.T  # (T, S, N) logits
-        j = torch.arange(9, dtype=Z.dtype, device=Z.device)
+        j = torch.arange(9, dtype=W.dtype, device=W.device)
         steps = 0.5 ** (j * (j + 1) / 2)  # (J,) 1, 1/2, 1/8, 1/64, ...: saturated logits may need 1e-8
-        target, count = None, torch.zeros(len(self.F), dtype=torch.long, device=Z.device)
+        Z, ZD = self.F @ W.mT, self.F @ D.mT  # (T, S, N)
+        logits = torch.cat([Z[None], Z + steps[:, None, None, None] * ZD])  # (1 + J, T, S, N), none and every step
+        loss = (logits.logsumexp(-1) - (logits * self.Y).sum(-1)).sum(-1) / S  # (1 + J, T)
+        offset, D = (W - self.W0).flatten(1), D.flatten(1)
+        slope, cross, square = ((a * D).sum(-1) for a in (g.flatten(1), offset, D))  # (T,)
+        change = loss[1:] - loss[0] + self.strength * (steps[:, None] * cross + steps[:, None] ** 2 * square / 2)
+        rounding = 4 * torch.finfo(Z.dtype).eps * (1 + Z.abs().amax((1, 2)))  # of the difference of two losses
+        enough = change <= 1e-4 * steps[:, None] * slope + rounding
+        return torch.where(enough, steps[:, None], 0.0).amax(0)
+
+    def minimise(self, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(W*, residual, iterations, converged) as in Solution."""
+        W = self.W0.expand(len(self.F), *self.W0.shape)
+        target, count = None, torch.zeros(len(self.F), dtype=torch.long, device=W.device)
         for step in range(iterations + 1):
-            P = Z.softmax(-1)
+            P = self.probabilities(W)
             g = self.gradient(W, P)
             residual = g.flatten(1).norm(dim=-1)
             target = tolerance * residual if target is None else target
@@ -163,20 +191,10 @@ class _Head:
                 break
             count += ~converged
             D = -self.solve(P, g, tolerance=1e-4)  # near the optimum each step gains at least these four digits
-            ZD = self.F @ D.mT
-            # Backtracking: the largest step that lowers G by 1e-4 of what its slope promises (Armijo).
-            logits = torch.cat([Z[None], Z + steps[:, None, None, None] * ZD])  # (1 + J, T, S, N), none and every step
-            loss = (logits.logsumexp(-1) - (logits * self.Y).sum(-1)).sum(-1) / S  # (1 + J, T)
-            offset, D_ = (W - self.W0).flatten(1), D.flatten(1)
-            slope, cross, square = ((a * D_).sum(-1) for a in (g.flatten(1), offset, D_))  # (T,)
-            change = loss[1:] - loss[0] + self.strength * (steps[:, None] * cross + steps[:, None] ** 2 * square / 2)
-            rounding = 4 * torch.finfo(Z.dtype).eps * (1 + Z.abs().amax((1, 2)))  # of the difference of two losses
-            enough = change <= 1e-4 * steps[:, None] * slope + rounding
-            length = torch.where(enough, steps[:, None], 0.0).amax(0)  # (T,) 0 where none will do
-            length = torch.where(converged, 0.0, length)
+            length = torch.where(converged, 0.0, self.line_search(W, g, D))
             if not length.any():
                 break  # those left can't move, and are reported as not converged
-            W, Z = W + length[:, None, None] * D, Z + length[:, None, None] * ZD
+            W = W + length[:, None, None] * D
         return W, residual, count, converged
 
 
@@ -195,7 +213,7 @@ class _AtOptimum(torch.autograd.Function):
         (W,), head = ctx.saved_tensors, ctx.problem
         S = head.F.shape[1]
         v, dtype = v.to(W.dtype), v.dtype
-        P = (head.F @ W.mT).softmax(-1)
+        P = head.probabilities(W)
         u = head.solve(P, v, tolerance=torch.finfo(v.dtype).eps ** 0.75)  # (T, N, d)
         # <u, grad G> depends on f_s through 1/S (p_s - y_s)' u f_s, where p_s = softmax(W f_s)
         to_features = -((P - head.Y) @ u + _times_softmax_hessian(P, head.F @ u.mT) @ W) / S

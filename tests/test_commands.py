@@ -9,10 +9,28 @@ import numpy as np
 import pytest
 import torch
 
+import cavia
 import convex_imaml
+import convex_maml
+import imaml
+import maml
+import reptile
 from common import run as frame
 
-SCRIPTS = {"convex_imaml": convex_imaml}
+# Every script, with settings at which it learns `toy` in a moment; all but the first are tested among the slow ones.
+SCRIPTS = {
+    convex_imaml: "",
+    convex_maml: "",
+    maml: "--inner-steps 1 --inner-rate 0.4",
+    imaml: "--inner-steps 5 --inner-rate 0.2 --strength 0.5",
+    reptile: "--train-shots 6 --test-inner-steps 10 --inner-rate 0.01",
+    cavia: "",
+}
+each_script = pytest.mark.parametrize(
+    "script",
+    [s if s is convex_imaml else pytest.param(s, marks=pytest.mark.slow) for s in SCRIPTS],
+    ids=lambda s: s.__name__,
+)
 SMALL = "--dataset toy --width 8 --tasks 4 --queries 5 --train-queries 3 --eval-every 50 --val-episodes 10"
 SMALL += " --test-episodes 12 --device cpu --no-keep-memory"
 
@@ -42,18 +60,17 @@ def state_of(folder):
     return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_run_leaves_files_that_agree_with_each_other_and_with_what_it_printed(
-    name, command, tmp_path, capsys, data_dir
-):
-    assert command(f"{SMALL} --steps 120 --seed 3", SCRIPTS[name]) == 0
+@each_script
+def test_a_run_leaves_files_that_agree_with_each_other_and_with_what_it_printed(script, command, tmp_path, capsys):
+    assert command(f"{SMALL} --steps 120 --seed 3 {SCRIPTS[script]}", script) == 0
+    name = script.__name__
     folder = tmp_path / "runs" / f"{name}-toy-5w1s-s3"
     assert {p.name for p in folder.iterdir()} == {
         "config.json", "script.py", "log.csv", "checkpoint.pt", "result.json", "episodes.npz", "curves.png"
     }  # fmt: skip
     config, result = (json.loads((folder / f"{f}.json").read_text()) for f in ("config", "result"))
     assert config["options"]["steps"] == 120 and config["options"]["width"] == 8 and config["hardware"]["processor"]
-    assert (folder / "script.py").read_text() == open(SCRIPTS[name].__file__).read()
+    assert (folder / "script.py").read_text() == open(script.__file__).read()
 
     rows = rows_of(folder)
     assert [int(row["step"]) for row in rows] == [50, 100, 120] and tuple(rows[0]) == frame.COLUMNS
@@ -76,25 +93,26 @@ def test_a_run_leaves_files_that_agree_with_each_other_and_with_what_it_printed(
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name, command, tmp_path, monkeypatch):
-    options = f"{SMALL} --steps 130 --flip --shift 0.1"
-    assert command(f"{options} --out whole", SCRIPTS[name]) == 0
+@each_script
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(script, command, tmp_path, monkeypatch, glyphs_folder):
+    """On glyphs, where the run is then tested again and its files are read back."""
+    options = f"{SMALL} {SCRIPTS[script]} --dataset glyphs --steps 20 --eval-every 8 --shift 0.1"
+    assert command(f"{options} --out whole", script, glyphs_folder.parent) == 0
 
     count = frame.Run.count
 
     def interrupted(self, *args, **statistics):
         count(self, *args, **statistics)
-        if self.step == 85:
+        if self.step == 13:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(frame.Run, "count", interrupted)
-    assert command(f"{options} --out parts", SCRIPTS[name]) != 0
+    assert command(f"{options} --out parts", script, glyphs_folder.parent) != 0
     monkeypatch.setattr(frame.Run, "count", count)
-    assert [row["step"] for row in rows_of(tmp_path / "parts")] == ["50"]
+    assert [row["step"] for row in rows_of(tmp_path / "parts")] == ["8"]
     with open(tmp_path / "parts" / "log.csv", "a") as file:
-        file.write("60,1,,,,,,,,,,,\n")  # a row that came after the checkpoint, as a killed process may leave it
-    assert command("--resume parts", SCRIPTS[name]) == 0
+        file.write("12,1,,,,,,,,,,,\n")  # a row that came after the checkpoint, as a killed process may leave it
+    assert command("--resume parts", script, glyphs_folder.parent) == 0
 
     whole, parts = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
     for key in ("model", "best_state"):
@@ -103,9 +121,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name, command, tm
     a, b = (
         [{k: v for k, v in row.items() if k not in timed} for row in rows_of(tmp_path / f)] for f in ("whole", "parts")
     )
-    assert a == b and len(a) == 3
-    results = [json.loads((tmp_path / f / "result.json").read_text()) for f in ("whole", "parts")]
-    assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
+    assert a == b and [row["step"] for row in a] == ["8", "16", "20"]
+
+    assert command("--evaluate parts --out again", script, glyphs_folder.parent) == 0
+    results = [json.loads((tmp_path / f / "result.json").read_text()) for f in ("whole", "parts", "again")]
+    assert len({result["test_accuracy"] for result in results}) == 1
+    assert len({result["test_accuracy_transductive"] for result in results}) == 1
+    first, second = (np.load(tmp_path / f / "episodes.npz") for f in ("whole", "again"))
+    assert all(np.array_equal(first[key], second[key]) for key in first)
 
 
 def test_evaluate_repeats_the_runs_result_and_takes_other_shots(command, tmp_path):
@@ -181,6 +204,13 @@ def test_bad_input_is_one_line_and_exit_status_2_and_nothing_written(options, co
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("script", (maml, imaml, reptile, cavia), ids=lambda s: s.__name__)
+def test_a_head_with_an_output_a_class_wants_training_tasks_of_as_many_ways(script, command, tmp_path, capsys):
+    assert command("--dataset toy --steps 5 --train-ways 7", script) == 2
+    assert "--train-ways 7: expected 0 or 5" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_in_use_and_options_that_disagree_with_a_run_are_refused(command, tmp_path, capsys):
     assert command(f"{SMALL} --steps 50 --out used") == 0
     files = {p: p.read_bytes() for p in (tmp_path / "used").iterdir()}
@@ -206,13 +236,15 @@ def test_a_default_run_folder_that_exists_is_left_alone(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_with_half_the_tasks_equal_one_rank_with_all(command, tmp_path, data_dir):
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: s.__name__)
+def test_two_ranks_with_half_the_tasks_equal_one_rank_with_all(script, command, tmp_path, data_dir):
     """Started by torchrun, over gloo: weights, running averages and log as of one process with the same two batches."""
-    options = f"{SMALL} --steps 4"  # few, because Adam makes much of rounding where a gradient is next to nothing
-    assert command(f"{options} --batches 2 --out one") == 0
+    # Few steps, because Adam makes much of rounding where a gradient is next to nothing.
+    options = f"{SMALL} {SCRIPTS[script]} --steps 4"
+    assert command(f"{options} --batches 2 --out one", script) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
     arguments = f"{options} --data-dir {data_dir} --out {tmp_path / 'two'}".split()
-    done = subprocess.run([*torchrun, convex_imaml.__file__, *arguments], capture_output=True, text=True)
+    done = subprocess.run([*torchrun, script.__file__, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = state_of(tmp_path / "one"), state_of(tmp_path / "two")
     for key, value in one["model"].items():

@@ -1,0 +1,174 @@
+"""CAVIA: adapt a context vector alone, which modulates the network's third layer, and differentiate through the steps.
+
+    c_0 = 0,   c_j = c_(j-1) - alpha grad_c L_support(theta, c_(j-1)),   j = 1..k          (Zintgraf et al. 2019)
+    layer 3:   h <- (1 + gamma) h + beta,   (gamma, beta) = A c + a                         (FiLM, Perez et al. 2018)
+
+The weights theta, A and a among them, are shared by all tasks and meta-learned on the query loss at c_k; --first-order
+takes the inner gradients for constants.
+
+    python cavia.py --dataset omniglot --shots 1
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.conv4 import Statistics
+from common.episodes import Episode, EpisodeLoader
+from common.options import Options, fixed_ways, parse
+from common.run import Run, backbone, command, gather, outcome, outer_optimizer
+
+
+@dataclass
+class Config(Options):
+    """Options of cavia.py. What is best for a data set stands in SETTINGS."""
+
+    context: int = 100
+    """values of the context vector"""
+    inner_steps: int = 2
+    """k, gradient steps of a training task"""
+    test_inner_steps: int = 2
+    """gradient steps of a task in validation and test"""
+    inner_rate: float = 1.0
+    """alpha, the gradient steps' learning rate"""
+    first_order: bool = False
+    """take the inner gradients for constants: cheaper, and another meta-gradient"""
+
+
+# What is best for a data set; `other` is for a set of your own.
+CHARACTERS = dict(tasks=16, train_queries=5)
+PICTURES = dict(tasks=16, train_queries=5, width=32, flip=True)
+SETTINGS = {
+    "glyphs": dict(CHARACTERS, minutes=3.0),
+    "omniglot": dict(CHARACTERS, minutes=20.0),
+    "miniimagenet": dict(PICTURES, minutes=60.0, eval_every=250),
+    "other": dict(PICTURES, minutes=30.0),
+}
+
+
+class Model(nn.Module):
+    """The meta-parameters theta: backbone, FiLM generator and head."""
+
+    def __init__(self, shape: tuple[int, int, int], config: Config, device: torch.device):
+        super().__init__()
+        self.backbone = backbone(shape, config, device)
+        self.film = nn.Linear(config.context, 2 * config.width, device=device)
+        self.head = nn.Linear(self.backbone.size, fixed_ways(config), device=device)
+
+    def before_context(self, images: Tensor, statistics: str | Statistics) -> Tensor:
+        """What no context changes: images (B, C, H, W) up to the third layer's normalisation.   (B, width, h, w)"""
+        net = self.backbone
+        with net.autocast(images):
+            x = images.contiguous(memory_format=net.layout)
+            for block in net.blocks[:2]:
+                x = block(x, statistics)
+            return net.blocks[2].norm(net.blocks[2].before_norm(x), statistics)
+
+    def after_context(self, h: Tensor, context: Tensor, statistics: str | Statistics) -> Tensor:
+        """Logits of T tasks' images at their contexts: h (T, n, width, h, w), context (T, c).   (T, n, N)"""
+        net, (T, n) = self.backbone, h.shape[:2]
+        gamma, beta = self.film(context)[:, None, :, None, None].chunk(2, 2)  # (T, 1, width, 1, 1) each
+        with net.autocast(h):
+            x = torch.addcmul(beta, 1 + gamma, h).flatten(0, 1).contiguous(memory_format=net.layout)
+            x = net.blocks[3](net.blocks[2].after_norm(x), statistics)
+        return self.head(x.flatten(1).to(context.dtype)).unflatten(0, (T, n))
+
+
+def adapt(model: Model, h: Tensor, y: Tensor, steps: int, config: Config, statistics, second_order=False) -> Tensor:
+    """c_k of every task, from `before_context` of its support images (T, S, width, h, w) and labels (T, S).   (T, c)"""
+    context = model.head.weight.new_zeros(len(h), config.context, requires_grad=True)
+    for _ in range(steps):
+        logits = model.after_context(h, context, statistics)
+        loss = F.cross_entropy(logits.flatten(0, 1), y.flatten()) * len(h)  # a sum over tasks: each has its own c
+        context = context - config.inner_rate * torch.autograd.grad(loss, context, create_graph=second_order)[0]
+    return context
+
+
+def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tensor]:
+    """Add the meta-gradient of the tasks' mean query loss to .grad; return loss and accuracy.
+
+    All tasks are one batch, normalised by its statistics; layers 1 and 2 know no task and see every image once.
+    """
+    h = model.before_context(episode.images, "batch")  # (B, width, h, w)
+    second_order = not config.first_order
+    h_support, h_query = h[episode.support], h[episode.query]  # (T, S, width, h, w), (T, Q, width, h, w)
+    context = adapt(model, h_support, episode.y_support, config.inner_steps, config, "batch", second_order)
+    logits = model.after_context(h_query, context, "batch")  # (T, Q, N)
+    loss = F.cross_entropy(logits.flatten(0, 1), episode.y_query.flatten())
+    loss.backward()
+    accuracy = (logits.detach().argmax(-1) == episode.y_query).float().mean()
+    return {"loss": loss.detach(), "accuracy": accuracy}
+
+
+@torch.no_grad()
+def predict(model: Model, episode: Episode, config: Config, transductive: bool = False) -> Tensor:
+    """Logits of the query images at the adapted contexts.   (T, Q, N)
+
+    Inductive: batch norm with running averages, every image by itself. Transductive: a task's support and query
+    images each with the statistics of their own batch.
+    """
+
+    def logits(h_support, y_support, h_query, statistics):
+        with torch.enable_grad():
+            context = adapt(model, h_support, y_support, config.test_inner_steps, config, statistics)
+        return model.after_context(h_query, context.detach(), statistics)
+
+    if not transductive:
+        h = torch.cat([model.before_context(images, "running") for images in episode.images.split(200)])
+        return logits(h[episode.support], episode.y_support, h[episode.query], "running")
+    tasks = zip(episode.x_support, episode.y_support, episode.x_query)
+    parts = [
+        logits(model.before_context(x, "batch")[None], y[None], model.before_context(x_query, "batch")[None], "batch")
+        for x, y, x_query in tasks
+    ]
+    return torch.cat(parts)
+
+
+# From here on all scripts are the same.
+
+
+def evaluate(
+    model: nn.Module, loader: EpisodeLoader, episodes: int, config: Options, transductive: bool = False
+) -> dict:
+    """Accuracy of `episodes` tasks, always the same ones of a loader, and what was drawn and predicted in each."""
+    model.eval()
+    loader.rewind()
+    batches = []
+    for _ in range(math.ceil(episodes / (loader.tasks * loader.stride))):
+        episode = loader.sample()
+        batches.append(outcome(episode, predict(model, episode, config, transductive)))
+    model.train()
+    return gather(batches, episodes)
+
+
+def main() -> None:
+    config = parse(Config, SETTINGS)
+    run = Run(config, __file__)
+    train, val, test = run.loaders()
+    torch.manual_seed(config.seed)
+    model = Model(train.image_shape, config, run.device)
+    optimizer = outer_optimizer(model, config)
+    run.restore(model, optimizer)
+
+    while run.progress < 1 and not config.evaluate:
+        optimizer.zero_grad()
+        for episode in run.draw(train, model):
+            statistics = meta_step(model, episode, config)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        run.count(optimizer, gradient_norm=norm, **statistics)
+        if run.row_due:
+            with run.clock_stopped():
+                validation = evaluate(model, val, config.val_episodes, config) if run.validation_due else None
+                run.write_row(model, optimizer, validation)
+
+    model.load_state_dict(run.best_state)
+    inductive = evaluate(model, test, config.test_episodes, config)
+    run.report(model, inductive, evaluate(model, test, config.test_episodes, config, transductive=True))
+
+
+if __name__ == "__main__":
+    command(main)

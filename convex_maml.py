@@ -1,0 +1,179 @@
+"""Convex MAML: adapt only the final layer, by a few steps on its convex loss, and differentiate through the steps.
+
+    L(W) = 1/S sum_s CE(W f_s, y_s),   W_j = W_(j-1) - alpha grad L(W_(j-1)),   j = 1..k                     (Eq 3)
+
+The meta-gradient reaches W0 through I - alpha H of every step, with H the final layer's Hessian, and the backbone
+through the features in every grad L (the off-diagonal block of Eq 6). The inner problem being convex, any convex
+routine may take the place of the steps: --inner newton minimises the proximal L(W) + strength/2 |W - W0|^2 by Newton
+steps, which are differentiated through too.
+
+    python convex_maml.py --dataset omniglot --shots 1
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.conv4 import Statistics
+from common.episodes import Episode, EpisodeLoader
+from common.options import Options, fixed_ways, parse
+from common.run import Run, backbone, command, gather, outcome, outer_optimizer
+from common.solvers import ProximalHead
+
+
+@dataclass
+class Config(Options):
+    """Options of convex_maml.py. What is best for a data set stands in SETTINGS."""
+
+    inner: Literal["gradient", "newton"] = "gradient"
+    """steps on the loss, or Newton steps on the proximal loss"""
+    inner_steps: int = 5
+    """k, steps of a training task"""
+    test_inner_steps: int = 5
+    """steps of a task in validation and test"""
+    inner_rate: float = 10.0
+    """alpha of gradient steps at the start, for features divided by sqrt d; meta-learned from there"""
+    strength: float = 0.002
+    """of Newton's proximal term at the start (lambda), for features divided by sqrt d; meta-learned from there"""
+    learn_start: bool = False
+    """meta-learn W0, the head that adaptation starts from; otherwise it is zero, which names no class first"""
+
+
+# What is best for a data set; `other` is for a set of your own.
+CHARACTERS = dict(
+    tasks=4, train_ways=20, train_queries=7, pool_classes=20, pool_images=8,
+    rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True,
+)  # fmt: skip
+PICTURES = dict(
+    tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True, size=42, size_until=0.65
+)
+SETTINGS = {
+    "glyphs": dict(CHARACTERS, minutes=2.0),
+    "omniglot": dict(CHARACTERS, minutes=20.0),
+    "miniimagenet": dict(PICTURES, minutes=60.0, eval_every=250),
+    "other": dict(PICTURES, minutes=30.0, size=0),
+}
+
+
+class Model(nn.Module):
+    """The meta-parameters: backbone, W0 (N, d + 1), and what the inner steps have (as logarithms)."""
+
+    def __init__(self, shape: tuple[int, int, int], config: Config, device: torch.device):
+        super().__init__()
+        self.backbone = backbone(shape, config, device)
+        if config.learn_start:
+            self.W0 = nn.Parameter(torch.zeros(fixed_ways(config), self.backbone.size + 1, device=device))
+        own = config.inner_rate if config.inner == "gradient" else config.strength
+        self.log_rate_or_strength = nn.Parameter(torch.tensor(math.log(own), device=device))
+        self.log_logit_scale = nn.Parameter(torch.zeros((), device=device))
+
+    def features(self, images: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
+        """Rows for the head of images (B, C, H, W): features divided by sqrt d, and a 1 for the bias.   (B, d + 1)"""
+        return F.pad(self.backbone(images, statistics, collected) / self.backbone.size**0.5, (0, 1), value=1.0)
+
+    def logits(self, f_query: Tensor, W: Tensor) -> Tensor:
+        """(T, Q, d + 1), (T, N, d + 1) -> (T, Q, N)"""
+        return self.log_logit_scale.exp() * f_query @ W.mT
+
+
+def adapt(model: Model, f_support: Tensor, y_support: Tensor, ways: int, steps: int, config: Config) -> Tensor:
+    """The head of every task after so many steps, from support features (T, S, d + 1) and labels (T, S).  (T, N, d + 1)
+
+    Differentiable in the features, W0 and the rate or strength.
+    """
+    W0 = model.W0 if config.learn_start else f_support.new_zeros(ways, f_support.shape[-1])
+    rate_or_strength = model.log_rate_or_strength.exp()
+    W = W0.expand(len(f_support), *W0.shape)
+    if config.inner == "newton":
+        problem = ProximalHead(f_support, y_support, W0, rate_or_strength)
+        for _ in range(steps):
+            W = problem.newton_step(W)
+        return W
+    Y = F.one_hot(y_support, ways).to(W.dtype)  # (T, S, N)
+    for _ in range(steps):
+        P = (f_support @ W.mT).softmax(-1)
+        W = W - rate_or_strength * (P - Y).mT @ f_support / Y.shape[1]
+    return W
+
+
+def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tensor]:
+    """Add the meta-gradient of the tasks' mean query loss to .grad; return loss and accuracy.
+
+    The backbone knows no task: it sees every image once, all in one batch, normalised by that batch's statistics.
+    """
+    f = model.features(episode.images, "batch")  # (B, d + 1)
+    W = adapt(model, f[episode.support], episode.y_support, episode.ways, config.inner_steps, config)
+    logits = model.logits(f[episode.query], W)  # (T, Q, N)
+    loss = F.cross_entropy(logits.flatten(0, 1), episode.y_query.flatten())
+    loss.backward()
+    accuracy = (logits.detach().argmax(-1) == episode.y_query).float().mean()
+    return {"loss": loss.detach(), "accuracy": accuracy}
+
+
+@torch.no_grad()
+def predict(model: Model, episode: Episode, config: Config, transductive: bool = False) -> Tensor:
+    """Logits of the query images at the adapted head.   (T, Q, N)
+
+    Inductive: batch norm with running averages, every image by itself. Transductive: with the statistics of the
+    task's query batch, for its support and its query alike.
+    """
+    if not transductive:
+        f = torch.cat([model.features(images, "running") for images in episode.images.split(200)])
+        f_support, f_query = f[episode.support], f[episode.query]  # (T, S, d + 1), (T, Q, d + 1)
+    else:
+        statistics = [[] for _ in episode.query]  # of every task's query batch
+        f_query = torch.stack([model.features(x, "batch", s) for x, s in zip(episode.x_query, statistics)])
+        f_support = torch.stack([model.features(x, s) for x, s in zip(episode.x_support, statistics)])
+    W = adapt(model, f_support, episode.y_support, episode.ways, config.test_inner_steps, config)
+    return model.logits(f_query, W)
+
+
+# From here on all scripts are the same.
+
+
+def evaluate(
+    model: nn.Module, loader: EpisodeLoader, episodes: int, config: Options, transductive: bool = False
+) -> dict:
+    """Accuracy of `episodes` tasks, always the same ones of a loader, and what was drawn and predicted in each."""
+    model.eval()
+    loader.rewind()
+    batches = []
+    for _ in range(math.ceil(episodes / (loader.tasks * loader.stride))):
+        episode = loader.sample()
+        batches.append(outcome(episode, predict(model, episode, config, transductive)))
+    model.train()
+    return gather(batches, episodes)
+
+
+def main() -> None:
+    config = parse(Config, SETTINGS)
+    run = Run(config, __file__)
+    train, val, test = run.loaders()
+    torch.manual_seed(config.seed)
+    model = Model(train.image_shape, config, run.device)
+    optimizer = outer_optimizer(model, config)
+    run.restore(model, optimizer)
+
+    while run.progress < 1 and not config.evaluate:
+        optimizer.zero_grad()
+        for episode in run.draw(train, model):
+            statistics = meta_step(model, episode, config)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        run.count(optimizer, gradient_norm=norm, **statistics)
+        if run.row_due:
+            with run.clock_stopped():
+                validation = evaluate(model, val, config.val_episodes, config) if run.validation_due else None
+                run.write_row(model, optimizer, validation)
+
+    model.load_state_dict(run.best_state)
+    inductive = evaluate(model, test, config.test_episodes, config)
+    run.report(model, inductive, evaluate(model, test, config.test_episodes, config, transductive=True))
+
+
+if __name__ == "__main__":
+    command(main)

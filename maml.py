@@ -1,0 +1,158 @@
+"""MAML: adapt all weights by a few gradient steps, and differentiate through the steps.
+
+    phi_0 = theta,   phi_j = phi_(j-1) - alpha grad L_support(phi_(j-1)),   j = 1..k
+    dL_query(phi_k)/dtheta = (I - alpha H_0) ... (I - alpha H_(k-1)) grad L_query(phi_k)                     (Eq 3)
+
+with H_j the Hessian of the support loss at phi_j. --first-order leaves the Hessians out. Time and memory grow with k.
+
+    python maml.py --dataset omniglot --shots 1
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from common.conv4 import Statistics
+from common.episodes import Episode, EpisodeLoader
+from common.options import Options, fixed_ways, parse
+from common.run import Run, backbone, command, gather, outcome, outer_optimizer
+
+
+@dataclass
+class Config(Options):
+    """Options of maml.py. What is best for a data set stands in SETTINGS."""
+
+    inner_steps: int = 1
+    """k, gradient steps of a training task"""
+    test_inner_steps: int = 3
+    """gradient steps of a task in validation and test"""
+    inner_rate: float = 0.4
+    """alpha, the gradient steps' learning rate"""
+    first_order: bool = False
+    """take the inner gradients for constants (first-order MAML): cheaper, and another meta-gradient"""
+    block: str = "norm-pool"
+    """norm-pool (convolution, batch norm, ReLU, pool: the usual Conv4) or pool-norm (pool before batch norm)"""
+
+
+# What is best for a data set; `other` is for a set of your own.
+CHARACTERS = dict(tasks=8, train_queries=5, learning_rate=1e-3)
+PICTURES = dict(
+    tasks=4, inner_steps=5, test_inner_steps=10, inner_rate=0.01, width=32, learning_rate=1e-3, train_queries=5,
+    flip=True,
+)  # fmt: skip
+SETTINGS = {
+    "glyphs": dict(CHARACTERS, minutes=3.0),
+    "omniglot": dict(CHARACTERS, minutes=20.0),
+    "miniimagenet": dict(PICTURES, minutes=60.0, eval_every=250),
+    "other": dict(PICTURES, minutes=30.0),
+}
+
+
+class Model(nn.Module):
+    """The meta-parameters theta: backbone and head."""
+
+    def __init__(self, shape: tuple[int, int, int], config: Config, device: torch.device):
+        super().__init__()
+        self.backbone = backbone(shape, config, device, running=False)
+        self.head = nn.Linear(self.backbone.size, fixed_ways(config), device=device)
+
+    def forward(self, images: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
+        """Logits of images (B, C, H, W).   (B, N)"""
+        return self.head(self.backbone(images, statistics, collected))
+
+
+def adapt(model: Model, x: Tensor, y: Tensor, steps: int, config: Config, second_order: bool = False) -> dict:
+    """phi_k, by name, of one task with support images (S, C, H, W) and labels (S,).
+
+    Its graph leads back to theta, with second_order through the inner gradients too. Batch norm has the statistics of
+    the support set.
+    """
+    phi = dict(model.named_parameters())
+    for _ in range(steps):
+        loss = F.cross_entropy(functional_call(model, phi, (x, "batch")), y)
+        gradients = torch.autograd.grad(loss, tuple(phi.values()), create_graph=second_order)
+        phi = {name: p - config.inner_rate * g for (name, p), g in zip(phi.items(), gradients)}
+    return phi
+
+
+def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tensor]:
+    """Add the meta-gradient of the tasks' mean query loss to .grad; return loss and accuracy.
+
+    A query batch is normalised by its own statistics. Tasks come one after the other, so that one task's graph is in
+    memory at a time; on two cores neither vmap nor tasks as groups of one convolution is faster (benchmarks/tasks.py).
+    """
+    losses, accuracies = [], []
+    for x, y, x_query, y_query in zip(episode.x_support, episode.y_support, episode.x_query, episode.y_query):
+        phi = adapt(model, x, y, config.inner_steps, config, second_order=not config.first_order)
+        logits = functional_call(model, phi, (x_query, "batch"))  # (Q, N)
+        loss = F.cross_entropy(logits, y_query)
+        (loss / len(episode.classes)).backward()
+        losses.append(loss.detach())
+        accuracies.append((logits.detach().argmax(-1) == y_query).float().mean())
+    return {"loss": torch.stack(losses).mean(), "accuracy": torch.stack(accuracies).mean()}
+
+
+def predict(model: Model, episode: Episode, config: Config, transductive: bool = False) -> Tensor:
+    """Logits of the query images at the adapted weights.   (T, Q, N)
+
+    Inductive: a query image is normalised by the support set's statistics at the adapted weights. Transductive: by
+    the statistics of the task's query batch.
+    """
+    logits = []
+    for x, y, x_query in zip(episode.x_support, episode.y_support, episode.x_query):
+        phi = adapt(model, x, y, config.test_inner_steps, config)
+        with torch.no_grad():
+            functional_call(model, phi, (x, "batch", statistics := []))
+            logits.append(functional_call(model, phi, (x_query, "batch" if transductive else statistics)))
+    return torch.stack(logits)
+
+
+# From here on all scripts are the same.
+
+
+def evaluate(
+    model: nn.Module, loader: EpisodeLoader, episodes: int, config: Options, transductive: bool = False
+) -> dict:
+    """Accuracy of `episodes` tasks, always the same ones of a loader, and what was drawn and predicted in each."""
+    model.eval()
+    loader.rewind()
+    batches = []
+    for _ in range(math.ceil(episodes / (loader.tasks * loader.stride))):
+        episode = loader.sample()
+        batches.append(outcome(episode, predict(model, episode, config, transductive)))
+    model.train()
+    return gather(batches, episodes)
+
+
+def main() -> None:
+    config = parse(Config, SETTINGS)
+    run = Run(config, __file__)
+    train, val, test = run.loaders()
+    torch.manual_seed(config.seed)
+    model = Model(train.image_shape, config, run.device)
+    optimizer = outer_optimizer(model, config)
+    run.restore(model, optimizer)
+
+    while run.progress < 1 and not config.evaluate:
+        optimizer.zero_grad()
+        for episode in run.draw(train, model):
+            statistics = meta_step(model, episode, config)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        run.count(optimizer, gradient_norm=norm, **statistics)
+        if run.row_due:
+            with run.clock_stopped():
+                validation = evaluate(model, val, config.val_episodes, config) if run.validation_due else None
+                run.write_row(model, optimizer, validation)
+
+    model.load_state_dict(run.best_state)
+    inductive = evaluate(model, test, config.test_episodes, config)
+    run.report(model, inductive, evaluate(model, test, config.test_episodes, config, transductive=True))
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,174 @@
+"""Reptile: adapt all weights by training on a task, and move the start towards where that ended.
+
+    phi = k steps of Adam (or SGD) on minibatches of the task's images, from theta
+    theta <- theta + epsilon mean(phi - theta),   epsilon annealed to 0               (Nichol et al. 2018)
+
+Nothing is differentiated but the training loss; no query set is needed.
+
+    python reptile.py --dataset omniglot --shots 1
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.conv4 import Statistics
+from common.episodes import Episode, EpisodeLoader
+from common.options import Options, fixed_ways, parse
+from common.run import Run, backbone, command, gather, outcome, outer_optimizer
+
+
+@dataclass
+class Config(Options):
+    """Options of reptile.py. What is best for a data set stands in SETTINGS."""
+
+    inner_steps: int = 5
+    """k, steps of a training task"""
+    test_inner_steps: int = 50
+    """steps of a task in validation and test"""
+    inner_batch: int = 10
+    """images of an inner step of a training task"""
+    test_inner_batch: int = 5
+    """images of an inner step in validation and test"""
+    inner_rate: float = 1e-3
+    """the inner steps' learning rate"""
+    inner_optimizer: Literal["adam", "sgd"] = "adam"
+    """of the inner steps; Adam without momentum, as published, and started afresh in every task"""
+    learning_rate: float = 1.0
+    """epsilon at the start; decays to 0 by a half cosine over the budget"""
+    outer: Literal["adam", "sgd"] = "sgd"
+    """optimiser of the meta-parameters"""
+    clip: float = math.inf
+    """largest norm of the meta-gradient; larger ones are scaled down to it"""
+    block: str = "norm-pool"
+    """norm-pool (convolution, batch norm, ReLU, pool: the usual Conv4) or pool-norm (pool before batch norm)"""
+
+
+# What is best for a data set; `other` is for a set of your own.
+CHARACTERS = dict(tasks=5, train_shots=10, train_queries=1)
+PICTURES = dict(tasks=5, train_shots=15, train_queries=1, inner_steps=8, width=32, flip=True)
+SETTINGS = {
+    "glyphs": dict(CHARACTERS, minutes=3.0),
+    "omniglot": dict(CHARACTERS, minutes=20.0),
+    "miniimagenet": dict(PICTURES, minutes=60.0, eval_every=250),
+    "other": dict(PICTURES, minutes=30.0),
+}
+
+
+class Model(nn.Module):
+    """The meta-parameters theta: backbone and head."""
+
+    def __init__(self, shape: tuple[int, int, int], config: Config, device: torch.device):
+        super().__init__()
+        self.backbone = backbone(shape, config, device, running=False)
+        self.head = nn.Linear(self.backbone.size, fixed_ways(config), device=device)
+
+    def forward(self, images: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
+        """Logits of images (B, C, H, W).   (B, N)"""
+        return self.head(self.backbone(images, statistics, collected))
+
+
+def adapt(model: Model, x: Tensor, y: Tensor, steps: int, batch: int, config: Config) -> tuple[Model, Tensor]:
+    """A copy of the model at phi, of one task with images (S, C, H, W) and labels (S,), and the last step's loss.
+
+    The images, whose order is random, are gone through in turn, `batch` at a step, and again from the first. Batch
+    norm has the statistics of a step's images.
+    """
+    learner = copy.deepcopy(model)
+    if config.inner_optimizer == "adam":
+        optimizer = torch.optim.Adam(learner.parameters(), lr=config.inner_rate, betas=(0.0, 0.999))
+    else:
+        optimizer = torch.optim.SGD(learner.parameters(), lr=config.inner_rate)
+    for step in range(steps):
+        chosen = torch.arange(step * batch, step * batch + min(batch, len(y)), device=y.device) % len(y)
+        loss = F.cross_entropy(learner(x[chosen], "batch"), y[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return learner, loss.detach()
+
+
+@torch.no_grad()
+def logits_of(learner: Model, x: Tensor, x_query: Tensor, transductive: bool) -> Tensor:
+    """Logits of query images, normalised by the support set's statistics at the adapted weights or by their own."""
+    learner(x, "batch", statistics := [])
+    return learner(x_query, "batch" if transductive else statistics)
+
+
+def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tensor]:
+    """Add theta - mean(phi) to .grad; return the inner loss at the last step, and accuracy on the query images, which
+    train nothing."""
+    losses, accuracies = [], []
+    for x, y, x_query, y_query in zip(episode.x_support, episode.y_support, episode.x_query, episode.y_query):
+        learner, loss = adapt(model, x, y, config.inner_steps, config.inner_batch, config)
+        for theta, phi in zip(model.parameters(), learner.parameters()):
+            difference = (theta - phi).detach() / len(episode.classes)
+            theta.grad = difference if theta.grad is None else theta.grad + difference
+        losses.append(loss)
+        accuracies.append((logits_of(learner, x, x_query, False).argmax(-1) == y_query).float().mean())
+    return {"loss": torch.stack(losses).mean(), "accuracy": torch.stack(accuracies).mean()}
+
+
+def predict(model: Model, episode: Episode, config: Config, transductive: bool = False) -> Tensor:
+    """Logits of the query images at the adapted weights.   (T, Q, N)
+
+    Inductive: a query image is normalised by the support set's statistics at the adapted weights. Transductive: by
+    the statistics of the task's query batch.
+    """
+    logits = []
+    for x, y, x_query in zip(episode.x_support, episode.y_support, episode.x_query):
+        learner, _ = adapt(model, x, y, config.test_inner_steps, config.test_inner_batch, config)
+        logits.append(logits_of(learner, x, x_query, transductive))
+    return torch.stack(logits)
+
+
+# From here on all scripts are the same.
+
+
+def evaluate(
+    model: nn.Module, loader: EpisodeLoader, episodes: int, config: Options, transductive: bool = False
+) -> dict:
+    """Accuracy of `episodes` tasks, always the same ones of a loader, and what was drawn and predicted in each."""
+    model.eval()
+    loader.rewind()
+    batches = []
+    for _ in range(math.ceil(episodes / (loader.tasks * loader.stride))):
+        episode = loader.sample()
+        batches.append(outcome(episode, predict(model, episode, config, transductive)))
+    model.train()
+    return gather(batches, episodes)
+
+
+def main() -> None:
+    config = parse(Config, SETTINGS)
+    run = Run(config, __file__)
+    train, val, test = run.loaders()
+    torch.manual_seed(config.seed)
+    model = Model(train.image_shape, config, run.device)
+    optimizer = outer_optimizer(model, config)
+    run.restore(model, optimizer)
+
+    while run.progress < 1 and not config.evaluate:
+        optimizer.zero_grad()
+        for episode in run.draw(train, model):
+            statistics = meta_step(model, episode, config)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        run.count(optimizer, gradient_norm=norm, **statistics)
+        if run.row_due:
+            with run.clock_stopped():
+                validation = evaluate(model, val, config.val_episodes, config) if run.validation_due else None
+                run.write_row(model, optimizer, validation)
+
+    model.load_state_dict(run.best_state)
+    inductive = evaluate(model, test, config.test_episodes, config)
+    run.report(model, inductive, evaluate(model, test, config.test_episodes, config, transductive=True))
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,103 @@
+"""Convex MAML's meta-gradient, in float64 on small networks."""
+
+import pytest
+import torch
+
+import convex_imaml
+import convex_maml
+from convex_maml import Config, adapt
+from tests.gradients import a_model, an_episode, assert_gradients_are_those_of_the_loss, gradients_of
+
+
+def a_task(data_dir, config, **options):
+    model, episode = a_model(convex_maml, config).double(), an_episode(data_dir, torch.float64, **options)
+    if config.learn_start:
+        torch.nn.init.normal_(model.W0, std=0.3)
+    return model, episode
+
+
+@pytest.mark.parametrize("inner", ("gradient", "newton"))
+@pytest.mark.parametrize("steps", (1, 3))
+def test_meta_gradient_equals_finite_differences_through_the_inner_steps(data_dir, inner, steps):
+    config = Config(width=4, inner=inner, inner_steps=steps, inner_rate=1.0, strength=0.1, learn_start=True)
+    model, episode = a_task(data_dir, config, shots=2)
+    assert_gradients_are_those_of_the_loss(convex_maml, model, episode, config, rtol=1e-4)
+
+
+def test_newton_steps_run_to_convergence_give_convex_imamls_meta_gradient(data_dir):
+    """Two scripts, one number: unrolled through the steps, and implicit at the optimum."""
+    config = Config(width=4, inner="newton", inner_steps=12, strength=0.05, learn_start=True)
+    model, episode = a_task(data_dir, config, shots=2)
+    unrolled = gradients_of(convex_maml, model, episode, config)
+    other = convex_imaml.Config(width=4, tolerance=1e-13, learn_start=True)
+    implicit_model = a_model(convex_imaml, other).double()
+    state = model.state_dict()
+    state["log_strength"] = state.pop("log_rate_or_strength")
+    implicit_model.load_state_dict(state)
+    implicit = gradients_of(convex_imaml, implicit_model, episode, other)
+    implicit["log_rate_or_strength"] = implicit.pop("log_strength")
+    for name, gradient in unrolled.items():
+        assert gradient.norm() > 1e-6, name
+        torch.testing.assert_close(gradient, implicit[name], rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_jacobian_of_the_inner_steps_has_the_blocks_of_eq_6_transposed(data_dir):
+    """Of (backbone, W) after one step in (backbone, W0): the backbone stays, W is moved by both.
+
+        [ I                          0                 ]
+        [ -alpha d2L/(dW dbackbone)  I - alpha d2L/dW2 ]
+
+    The paper prints it transposed. The second derivatives come from differences of the loss's gradient in W.
+    """
+    config = Config(width=2, inner_rate=0.7, learn_start=True)
+    model, episode = a_task(data_dir, config, tasks=1)
+    backbone = list(model.backbone.parameters())
+    y = episode.y_support
+
+    def features():
+        return model.features(episode.x_support[0], "batch")[None]
+
+    def gradient_in_W(W):
+        W = W.detach().requires_grad_()
+        loss = torch.nn.functional.cross_entropy((features() @ W.mT)[0], y[0])
+        return torch.autograd.grad(loss, W)[0].flatten()
+
+    W = adapt(model, features(), y, 5, 1, config)[0].flatten()
+    rows = [torch.autograd.grad(value, [*backbone, model.W0], retain_graph=True) for value in W]
+    to_backbone = torch.stack([torch.cat([g.flatten() for g in row[:-1]]) for row in rows])
+    to_W = torch.stack([row[-1].flatten() for row in rows])
+
+    def differences(parameter, at):
+        columns = []
+        for i in range(parameter.numel()):
+            values = []
+            for step in (1e-6, -1e-6):
+                before = parameter.data
+                moved = before.reshape(-1).clone()
+                moved[i] += step
+                parameter.data = moved.view_as(before)
+                values.append(at())
+                parameter.data = before
+            columns.append((values[0] - values[1]) / 2e-6)
+        return torch.stack(columns, 1)
+
+    mixed = torch.cat([differences(p, lambda: gradient_in_W(model.W0)) for p in backbone], 1)
+    H = differences(model.W0, lambda: gradient_in_W(model.W0))
+    assert mixed.norm() > 0.01 and H.norm() > 0.01
+    torch.testing.assert_close(to_backbone, -0.7 * mixed, rtol=0, atol=1e-7)
+    torch.testing.assert_close(to_W, torch.eye(len(W), dtype=W.dtype) - 0.7 * H, rtol=0, atol=1e-7)
+
+
+def test_gradient_steps_are_those_of_plain_gradient_descent(data_dir):
+    config = Config(width=4, inner_rate=2.0)
+    model, episode = a_task(data_dir, config, shots=3)
+    f, y = model.features(episode.images, "batch").detach()[episode.support], episode.y_support
+    W = adapt(model, f, y, 5, 4, config)
+    for task in range(3):
+        head = torch.zeros(5, f.shape[-1], dtype=f.dtype, requires_grad=True)
+        optimizer = torch.optim.SGD([head], lr=2.0)
+        for _ in range(4):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(f[task] @ head.T, y[task]).backward()
+            optimizer.step()
+        torch.testing.assert_close(W[task], head)

@@ -1,0 +1,122 @@
+"""iMAML's inner optimum and implicit gradient, in float64 on a small network.
+
+It is smooth: gradient descent on Conv4 with four filters runs in circles around kinks of ReLU and max-pooling, where
+no gradient vanishes and Eq 5 has nothing to say.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+import imaml
+from common.conv4 import BatchNorm
+from imaml import Config, adapt, flat, implicit_gradient
+from tests.gradients import a_model, an_episode, assert_gradients_are_those_of_the_loss, gradients_of, hessian
+
+TIGHT = dict(strength=2.0, inner_rate=0.2, inner_steps=100, cg_steps=100, tolerance=1e-13)
+
+
+class Smooth(nn.Module):
+    """In the place of Conv4: convolution, batch norm, tanh and average pooling.   (B, 1, 28, 28) -> (B, 8)"""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(1, 2, 7, stride=7, bias=False), BatchNorm(2, running=False)
+
+    def forward(self, x, statistics, collected=None):
+        return F.avg_pool2d(self.norm(self.convolution(x), statistics, collected).tanh(), 2).flatten(1)
+
+
+def a_task(data_dir, config, **options):
+    model, episode = a_model(imaml, config), an_episode(data_dir, torch.float64, **options)
+    model.backbone, model.head = Smooth(), nn.Linear(8, 5)
+    nn.init.normal_(model.backbone.convolution.weight)  # long filters: curvature falls with their squared length
+    model.double()
+    return model, episode, episode.x_support[0], episode.y_support[0]
+
+
+def dense_meta_gradient(model, episode, config):
+    """(I + H / strength)^-1 grad L_query of one task, with the Hessian from differences of gradients."""
+    x, y = episode.x_support[0], episode.y_support[0]
+    tight = Config(**TIGHT)
+    phi = adapt(model, x, y, tight.inner_steps, config)
+    parameters = list(phi.values())
+    loss = F.cross_entropy(functional_call(model, phi, (episode.x_query[0], "batch")), episode.y_query[0])
+    v = flat(torch.autograd.grad(loss, parameters))
+
+    def support_loss():
+        return F.cross_entropy(functional_call(model, dict(zip(phi, parameters)), (x, "batch")), y)
+
+    H = hessian(support_loss, parameters)
+    H = (H + H.T) / 2
+    assert H.norm() > 0.1
+    return torch.linalg.solve(torch.eye(len(v), dtype=v.dtype) + H / config.strength, v), v
+
+
+def test_the_inner_problem_is_solved_where_its_gradient_vanishes(data_dir):
+    """grad L(phi*) + strength (phi* - theta) = 0 (Eq 4)."""
+    config = Config(**TIGHT)
+    model, _, x, y = a_task(data_dir, config)
+    phi = adapt(model, x, y, config.inner_steps, config)
+    loss = F.cross_entropy(functional_call(model, phi, (x, "batch")), y)
+    gradient = flat(torch.autograd.grad(loss, tuple(phi.values())))
+    moved = flat(phi.values()) - flat(model.parameters())
+    assert moved.norm() > 0.01
+    torch.testing.assert_close(gradient, -config.strength * moved, rtol=0, atol=1e-9)
+
+
+def test_meta_gradient_equals_the_dense_solution_and_finite_differences(data_dir):
+    config = Config(**TIGHT)
+    model, episode, *_ = a_task(data_dir, config, tasks=1)
+    expected, v = dense_meta_gradient(model, episode, config)
+    gradient = flat(gradients_of(imaml, model, episode, config).values())
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
+    assert (gradient - v).norm() > 0.01 * v.norm()  # so that forgetting the Hessian would be seen
+    assert_gradients_are_those_of_the_loss(imaml, model, episode, config, rtol=1e-4)
+
+
+def test_error_falls_as_inner_and_cg_steps_grow(data_dir):
+    config = Config(**TIGHT)
+    model, episode, *_ = a_task(data_dir, config, tasks=1)
+    expected, _ = dense_meta_gradient(model, episode, config)
+    print("\ninner steps  CG steps  relative error of the meta-gradient")
+    errors = {}
+    for inner_steps, cg_steps in [(1, 1), (4, 2), (16, 5), (40, 12), (100, 40)]:
+        less = Config(**{**TIGHT, "inner_steps": inner_steps, "cg_steps": cg_steps})
+        gradient = flat(gradients_of(imaml, model, episode, less).values())
+        errors[inner_steps, cg_steps] = float((gradient - expected).norm() / expected.norm())
+        print(f"{inner_steps:11d}  {cg_steps:8d}  {errors[inner_steps, cg_steps]:.2e}")
+    values = list(errors.values())
+    assert all(b < a / 2 for a, b in zip(values, values[1:])) and values[-1] < 1e-5
+
+
+def test_no_graph_is_kept_and_the_model_is_left_alone(data_dir):
+    config = Config()
+    model, _, x, y = a_task(data_dir, config)
+    before = flat(model.parameters()).clone()
+    phi = adapt(model, x, y, 3, config)
+    assert all(p.is_leaf and p.grad_fn is None for p in phi.values())
+    assert torch.equal(flat(model.parameters()), before) and not torch.equal(flat(phi.values()), before)
+
+
+def test_a_system_that_is_not_solved_says_so(data_dir):
+    config = Config(cg_steps=1, strength=0.1)
+    model, _, x, y = a_task(data_dir, config)
+    phi = adapt(model, x, y, 3, config)
+    v = torch.randn_like(flat(phi.values()))[None]
+    solution = implicit_gradient(model, phi, x, y, v, config)
+    assert not solution.converged.any() and solution.residual > 1e-3 and solution.iterations == 1
+    statistics = imaml.meta_step(model, an_episode(data_dir, torch.float64), config)
+    assert statistics["residual"].shape == (3,) and not statistics["converged"].any()
+
+
+@pytest.mark.parametrize("rate", (0.05, 0.1))
+def test_proximal_term_pulls_towards_the_start(data_dir, rate):
+    model, _, x, y = a_task(data_dir, Config())
+    theta = flat(model.parameters())
+    far, near = (
+        (flat(adapt(model, x, y, 50, Config(strength=s, inner_rate=rate)).values()) - theta).norm() for s in (0.1, 5.0)
+    )
+    assert 0 < near < far / 2

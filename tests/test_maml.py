@@ -1,0 +1,56 @@
+"""MAML's meta-gradient, in float64 on small networks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+import maml
+from maml import Config, adapt
+from tests.gradients import a_model, an_episode, assert_gradients_are_those_of_the_loss, gradients_of, hessian
+
+
+@pytest.mark.parametrize("block, steps", [("norm-pool", 1), ("norm-pool", 3), ("pool-norm", 3)])
+def test_meta_gradient_equals_finite_differences_through_the_inner_steps(data_dir, block, steps):
+    config = Config(width=4, block=block, inner_steps=steps, inner_rate=0.1)
+    model, episode = a_model(maml, config).double(), an_episode(data_dir, torch.float64)
+    assert_gradients_are_those_of_the_loss(maml, model, episode, config)
+
+
+def test_first_order_is_the_gradient_at_the_adapted_weights_and_another_than_second_order(data_dir):
+    config = Config(width=4, inner_steps=3, inner_rate=0.1, first_order=True)
+    model, episode = a_model(maml, config).double(), an_episode(data_dir, torch.float64, tasks=1)
+    first = gradients_of(maml, model, episode, config)
+    phi = adapt(model, episode.x_support[0], episode.y_support[0], 3, config)
+    phi = {name: p.detach().requires_grad_() for name, p in phi.items()}
+    loss = F.cross_entropy(functional_call(model, phi, (episode.x_query[0], "batch")), episode.y_query[0])
+    for (name, gradient), expected in zip(first.items(), torch.autograd.grad(loss, tuple(phi.values()))):
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12, msg=name)
+    config.first_order = False
+    second = gradients_of(maml, model, episode, config)
+    assert sum((first[k] - second[k]).norm() for k in first) > 0.01 * sum(second[k].norm() for k in first)
+
+
+def test_jacobian_of_one_inner_step_is_identity_minus_alpha_hessian(data_dir):
+    """Eq 3, with the Hessian from differences of gradients."""
+    config = Config(width=2, inner_rate=0.3)
+    model, episode = a_model(maml, config).double(), an_episode(data_dir, torch.float64)
+    x, y = episode.x_support[0], episode.y_support[0]
+    phi = torch.cat([p.flatten() for p in adapt(model, x, y, 1, config, second_order=True).values()])
+    parameters = list(model.parameters())
+    rows = [torch.autograd.grad(value, parameters, retain_graph=True) for value in phi]
+    jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    H = hessian(lambda: F.cross_entropy(model(x, "batch"), y), parameters)
+    assert H.norm() > 0.1
+    torch.testing.assert_close(jacobian, torch.eye(len(phi), dtype=H.dtype) - 0.3 * H, rtol=0, atol=1e-6)
+
+
+def test_the_graph_is_kept_for_second_order_alone(data_dir):
+    """Without it the adapted weights are theta minus constants: the Jacobian is the identity."""
+    config = Config(width=2, inner_rate=0.3)
+    model, episode = a_model(maml, config).double(), an_episode(data_dir, torch.float64)
+    phi = adapt(model, episode.x_support[0], episode.y_support[0], 2, config)
+    for name, p in model.named_parameters():
+        assert not torch.equal(phi[name], p)
+        v = torch.randn_like(p)
+        torch.testing.assert_close(torch.autograd.grad(phi[name], p, v)[0], v)

@@ -1,0 +1,105 @@
+"""What holds for all six algorithms."""
+
+import inspect
+
+import pytest
+import torch
+
+import cavia
+import convex_imaml
+import convex_maml
+import imaml
+import maml
+import reptile
+from common.episodes import EpisodeLoader
+from common.options import ROOT
+from tests.gradients import a_model, an_episode, gradients_of
+
+SCRIPTS = (convex_imaml, convex_maml, maml, imaml, reptile, cavia)
+every_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: s.__name__)
+UNADAPTED = {
+    convex_imaml: dict(newton_steps=0, learn_start=True),
+    convex_maml: dict(test_inner_steps=0, learn_start=True),
+}
+
+
+def test_evaluate_and_main_are_the_same_in_every_script_byte_for_byte():
+    for name in ("evaluate", "main"):
+        assert len({inspect.getsource(getattr(script, name)) for script in SCRIPTS}) == 1, name
+    ends = {open(s.__file__).read().partition("# From here on all scripts are the same.")[2] for s in SCRIPTS}
+    assert len(ends) == 1 and "def main" in ends.pop()
+
+
+@every_script
+def test_a_script_is_short(script):
+    assert len(open(script.__file__).readlines()) <= 220
+
+
+@pytest.mark.slow
+@every_script
+def test_before_training_and_adaptation_accuracy_is_chance_on_every_data_set(script, data_dir, glyphs_folder):
+    """A model that is neither trained nor adapted knows nothing: labels leak through no part of an episode.
+
+    toy, glyphs, and whatever is built in the project's data folder.
+    """
+    built = [file.parent for file in sorted((ROOT / "data").glob("*/test.h5"))]
+    for folder in [data_dir / "toy", glyphs_folder, *built]:
+        config = script.Config(width=16, **UNADAPTED.get(script, dict(test_inner_steps=0)))
+        loader = EpisodeLoader(folder / "test.h5", 5, 1, 5, 50, seed=1, pool=(9, 6))
+        model = a_model(script, config, loader.image_shape).eval()
+        if hasattr(model, "W0"):
+            torch.nn.init.normal_(model.W0)
+        correct = []
+        for _ in range(3):
+            episode = loader.sample()
+            correct.append((script.predict(model, episode, config).argmax(-1) == episode.y_query).float().mean(1))
+        accuracy = torch.cat(correct)
+        assert abs(accuracy.mean() - 0.2) < 4 * accuracy.std() / len(accuracy) ** 0.5 + 0.005, folder.name
+
+
+@every_script
+def test_a_shuffled_or_single_query_gives_the_same_inductive_prediction(script, data_dir):
+    """And the transductive prediction does depend on the other query images."""
+    config = script.Config(width=8)
+    model, episode = a_model(script, config), an_episode(data_dir, shots=3)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    for _ in range(60 if list(model.buffers()) else 1):  # so that running averages are of this data
+        gradients_of(script, model, episode, config)
+        optimizer.step()
+    model.eval()
+    logits, loud = (script.predict(model, episode, config, transductive) for transductive in (False, True))
+    assert logits.std() > 0.01 and not logits.requires_grad and not loud.requires_grad
+    order = torch.randperm(15)
+    query = episode.query
+    episode.query = query[:, order]
+    torch.testing.assert_close(script.predict(model, episode, config), logits[:, order], rtol=1e-3, atol=1e-4)
+    for q in (0, 7):
+        episode.query = query[:, q : q + 1]
+        alone = script.predict(model, episode, config)
+        torch.testing.assert_close(alone, logits[:, q : q + 1], rtol=1e-3, atol=1e-4)
+    episode.query = query[:, :8]
+    assert not torch.allclose(script.predict(model, episode, config, transductive=True), loud[:, :8], atol=1e-3)
+
+
+@every_script
+def test_gradients_are_a_mean_over_tasks(script, data_dir):
+    """The same tasks twice give the same meta-gradient as once."""
+    config = script.Config(width=4)
+    model, episode = a_model(script, config).double(), an_episode(data_dir, torch.float64)
+    once = gradients_of(script, model, episode, config)
+    for field in ("support", "query", "y_support", "y_query", "classes"):
+        setattr(episode, field, getattr(episode, field).repeat(2, 1))
+    for name, gradient in gradients_of(script, model, episode, config).items():
+        assert gradient.norm() > 0
+        torch.testing.assert_close(gradient, once[name], rtol=1e-5, atol=1e-8)
+
+
+@every_script
+def test_testing_leaves_the_model_as_it_was(script, data_dir):
+    config = script.Config(width=4)
+    model, episode = a_model(script, config).eval(), an_episode(data_dir)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for transductive in (False, True):
+        script.predict(model, episode, config, transductive)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
