@@ -37,6 +37,9 @@ class Config(Options):
     first_order: bool = False
     """take the inner gradients for constants: cheaper, and another meta-gradient"""
 
+    precision: str = "float32"
+    """of the backbone: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it)"""
+
 
 # What is best for a data set; `other` is for a set of your own.
 CHARACTERS = dict(tasks=16, train_queries=5)

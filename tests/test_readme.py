@@ -1,5 +1,6 @@
 """The README says what the committed results and the tree say."""
 
+import importlib
 import json
 import re
 
@@ -8,6 +9,7 @@ import pytest
 from common.options import ROOT
 
 README = (ROOT / "README.md").read_text()
+SCRIPTS = ("cavia", "convex_imaml", "convex_maml", "imaml", "maml", "reptile")
 RESULTS = sorted((ROOT / "results").glob("*/result.json"))
 
 
@@ -38,9 +40,8 @@ def test_every_file_and_picture_that_the_readme_names_exists():
 
 def test_every_option_that_the_readme_names_is_one_of_a_command():
     from benchmarks import meta_step
-    from convex_imaml import Config
 
-    fields = {**Config.__dataclass_fields__, **meta_step.Options.__dataclass_fields__}
-    known = {f.replace("_", "-") for f in fields}
+    options = [importlib.import_module(name).Config for name in SCRIPTS] + [meta_step.Options]
+    known = {name.replace("_", "-") for option in options for name in option.__dataclass_fields__}
     known |= set(re.findall(r'"--([a-z-]+)"', (ROOT / "data_prep" / "build.py").read_text())) | {"nproc-per-node"}
     assert set(re.findall(r"--([a-z][a-z-]+)", README)) <= known

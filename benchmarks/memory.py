@@ -1,0 +1,133 @@
+"""Peak memory and time of a meta-step against the number of inner steps, for all six algorithms.
+
+Every cell runs in a process of its own, whose peak resident memory (on CUDA: peak allocated memory) is read after a
+few meta-steps. MAML keeps the graph of its inner steps and grows with them; iMAML and Convex iMAML don't.
+
+    python benchmarks/memory.py --out results/benchmarks
+"""
+
+import dataclasses
+import importlib
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common import meters  # noqa: E402
+from common.episodes import EpisodeLoader  # noqa: E402
+from common.run import command, keep_memory  # noqa: E402
+
+SCRIPTS = ("maml", "imaml", "convex_maml", "convex_imaml", "reptile", "cavia")
+
+
+@dataclass
+class Options:
+    dataset: str = "omniglot"
+    data_dir: Path = ROOT / "data"
+    inner_steps: tuple[int, ...] = (1, 5, 10, 20, 50)
+    tasks: int = 4
+    width: int = 64
+    meta_steps: int = 3
+    """measured; the first of them is left out of the time"""
+    device: str = "cpu"
+    out: Path | None = None
+    """folder for memory-DATASET.md, .json and .png"""
+    cell: tuple[str, int] | None = None
+    """one algorithm and number of inner steps, measured in this process"""
+
+
+def settings(name: str, steps: int) -> dict:
+    """What makes a script take so many inner steps: Convex iMAML's solver runs on past its tolerance."""
+    return {"newton_steps": steps, "tolerance": 0.0} if name == "convex_imaml" else {"inner_steps": steps}
+
+
+def measure(options: Options) -> None:
+    """Print one cell as JSON."""
+    name, steps = options.cell
+    script, device = importlib.import_module(name), torch.device(options.device)
+    if device.type == "cpu":
+        keep_memory()
+    config = script.Config(width=options.width, **settings(name, steps))
+    path = options.data_dir / options.dataset / "train.h5"
+    loader = EpisodeLoader(path, 5, 1, 15, options.tasks, device, memory="mapped")
+    model = script.Model(loader.image_shape, config, device)
+    before, seconds, taken = meters.peak_mib(device), [], steps
+    for _ in range(options.meta_steps):
+        episode = loader.sample()
+        start = meters.clock(device)
+        statistics_ = script.meta_step(model, episode, config)
+        seconds.append(meters.clock(device) - start)
+        if name == "convex_imaml":
+            taken = int(statistics_["iterations"].max())
+        model.zero_grad()
+    cell = {"algorithm": name, "inner_steps": steps, "taken": taken, "peak_mib": meters.peak_mib(device)}
+    cell |= {"above_start_mib": cell["peak_mib"] - before, "ms": 1e3 * statistics.median(seconds[1:])}
+    print(json.dumps(cell))
+
+
+def main() -> None:
+    options = tyro.cli(Options)
+    if options.cell:
+        return measure(options)
+    cells = []
+    arguments = [f"--{k.replace('_', '-')}={getattr(options, k)}" for k in ("dataset", "data_dir", "tasks", "width")]
+    arguments += [f"--meta-steps={options.meta_steps}", f"--device={options.device}"]
+    for name, steps in tqdm([(name, steps) for name in SCRIPTS for steps in options.inner_steps]):
+        worker = [sys.executable, __file__, *arguments, "--cell", name, str(steps)]
+        done = subprocess.run(worker, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        cells.append(json.loads(done.stdout.splitlines()[-1]))
+    table = as_table(cells, options)
+    print(table)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        target = options.out / f"memory-{options.dataset}"
+        described = {k: str(v) for k, v in dataclasses.asdict(options).items() if k not in ("cell", "out", "data_dir")}
+        hardware = meters.hardware(torch.device(options.device))
+        content = {"options": described, "torch": torch.__version__, **hardware, "cells": cells}
+        target.with_suffix(".json").write_text(json.dumps(content, indent=1))
+        target.with_suffix(".md").write_text(table + "\n")
+        plot(cells, target.with_suffix(".png"), options)
+
+
+def as_table(cells: list[dict], options: Options) -> str:
+    """Rows of MiB at the peak (ms a meta-step) for each number of inner steps, and the growth from least to most."""
+    lines = ["| peak MiB (ms a meta-step) | " + " | ".join(f"{k} steps" for k in options.inner_steps) + " | growth |"]
+    lines.append("| --- " * (len(options.inner_steps) + 2) + "|")
+    for name in SCRIPTS:
+        row = [cell for cell in cells if cell["algorithm"] == name]
+        peaks = [cell["peak_mib"] for cell in row]
+        shown = [f"{cell['peak_mib']:.0f} ({cell['ms']:.0f})" for cell in row]
+        lines.append(f"| {name} | {' | '.join(shown)} | {100 * (peaks[-1] / peaks[0] - 1):+.1f} % |")
+    return "\n".join(lines)
+
+
+def plot(cells: list[dict], picture: Path, options: Options) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for name in SCRIPTS:
+        row = [cell for cell in cells if cell["algorithm"] == name]
+        for axes, key in zip(panels, ("peak_mib", "ms")):
+            axes.plot(options.inner_steps, [cell[key] for cell in row], marker="o", label=name)
+    panels[0].set(xlabel="inner steps", ylabel="peak memory, MiB", title=f"{options.dataset}, {options.tasks} tasks")
+    panels[1].set(xlabel="inner steps", ylabel="ms a meta-step")
+    panels[0].legend()
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,138 @@
+"""Tasks of a second-order MAML meta-step one after the other, by vmap, or as groups of one convolution.
+
+Three ways to the same meta-gradient, which is compared before anything is timed; in one process, in turn on the same
+episodes, the first steps left out. maml.py, imaml.py and reptile.py take the loop because of this table.
+
+    python benchmarks/tasks.py --out results/benchmarks
+"""
+
+import json
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+from tqdm import trange
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import maml  # noqa: E402
+from common import meters  # noqa: E402
+from common.episodes import Episode, EpisodeLoader  # noqa: E402
+from common.run import command, keep_memory  # noqa: E402
+
+
+@dataclass
+class Options:
+    dataset: str = "omniglot"
+    data_dir: Path = ROOT / "data"
+    tasks: tuple[int, ...] = (4, 16)
+    inner_steps: int = 5
+    width: int = 64
+    device: str = "cpu"
+    warmup: int = 2
+    """meta-steps of each kind that aren't counted"""
+    repeats: int = 5
+    out: Path | None = None
+    """folder for tasks-DATASET.json"""
+
+
+def logits(phi: dict[str, Tensor], x: Tensor) -> Tensor:
+    """maml.Model's function of one task's images, norm-pool, with torch's batch norm, which vmap can batch."""
+    for i in range(4):
+        at = f"backbone.blocks.{i}."
+        x = F.conv2d(x, phi[at + "convolution.weight"], padding=1)
+        x = F.batch_norm(x, None, None, phi[at + "norm.weight"], phi[at + "norm.bias"], True)
+        x = F.relu(F.max_pool2d(x, 2))
+    return F.linear(x.flatten(1), phi["head.weight"], phi["head.bias"])
+
+
+def by_vmap(model: maml.Model, episode: Episode, config: maml.Config) -> None:
+    def query_loss(x, y, x_query, y_query, theta):
+        phi = theta
+        for _ in range(config.inner_steps):
+            gradients = torch.func.grad(lambda phi: F.cross_entropy(logits(phi, x), y))(phi)
+            phi = {name: p - config.inner_rate * gradients[name] for name, p in phi.items()}
+        return F.cross_entropy(logits(phi, x_query), y_query)
+
+    task = (episode.x_support, episode.y_support, episode.x_query, episode.y_query)
+    torch.func.vmap(query_loss, (0, 0, 0, 0, None))(*task, dict(model.named_parameters())).mean().backward()
+
+
+def grouped_logits(phi: dict[str, Tensor], x: Tensor) -> Tensor:
+    """`logits` of T tasks at once: phi's values (T, ...), x (T, n, C, H, W). Task t is group t.   (T, n, N)"""
+    T = len(x)
+    x = x.transpose(0, 1).flatten(1, 2)  # (n, T C, H, W)
+    for i in range(4):
+        at = f"backbone.blocks.{i}."
+        x = F.conv2d(x, phi[at + "convolution.weight"].flatten(0, 1), padding=1, groups=T)
+        x = F.batch_norm(x, None, None, phi[at + "norm.weight"].flatten(), phi[at + "norm.bias"].flatten(), True)
+        x = F.relu(F.max_pool2d(x, 2))
+    x = x.unflatten(1, (T, -1)).transpose(0, 1).flatten(2)  # (T, n, d)
+    return torch.baddbmm(phi["head.bias"][:, None], x, phi["head.weight"].mT)
+
+
+def by_groups(model: maml.Model, episode: Episode, config: maml.Config) -> None:
+    T = len(episode.classes)
+    phi = {name: p.expand(T, *p.shape) for name, p in model.named_parameters()}
+    for _ in range(config.inner_steps):
+        loss = T * F.cross_entropy(grouped_logits(phi, episode.x_support).flatten(0, 1), episode.y_support.flatten())
+        gradients = torch.autograd.grad(loss, tuple(phi.values()), create_graph=True)
+        phi = {name: p - config.inner_rate * g for (name, p), g in zip(phi.items(), gradients)}
+    F.cross_entropy(grouped_logits(phi, episode.x_query).flatten(0, 1), episode.y_query.flatten()).backward()
+
+
+WAYS = {"loop": maml.meta_step, "vmap": by_vmap, "groups": by_groups}
+
+
+def gradient(way, model, episode, config) -> Tensor:
+    model.zero_grad()
+    way(model, episode, config)
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def main() -> None:
+    options = tyro.cli(Options)
+    device = torch.device(options.device)
+    if device.type == "cpu":
+        keep_memory()
+    rows = []
+    for tasks in options.tasks:
+        settings = {**maml.SETTINGS.get(options.dataset, maml.SETTINGS["other"]), "inner_steps": options.inner_steps}
+        config = maml.Config(**{**settings, "inner_rate": 0.01, "width": options.width, "precision": "float32"})
+        path = options.data_dir / options.dataset / "train.h5"
+        loader = EpisodeLoader(path, 5, 1, 15, tasks, device)
+        torch.manual_seed(0)
+        model = maml.Model(loader.image_shape, config, device)
+        episode = loader.sample()
+        expected = gradient(maml.meta_step, model, episode, config)
+        errors = {
+            k: float((gradient(f, model, episode, config) - expected).norm() / expected.norm()) for k, f in WAYS.items()
+        }
+        if max(errors.values()) > 1e-2:
+            raise SystemExit(f"the ways' meta-gradients differ: relative errors {errors}")
+        seconds = {name: [] for name in WAYS}
+        for _ in trange(options.warmup + options.repeats, leave=False):
+            episode = loader.sample()
+            for name, way in WAYS.items():
+                start = meters.clock(device)
+                gradient(way, model, episode, config)
+                seconds[name].append(meters.clock(device) - start)
+        ms = {name: 1e3 * statistics.median(times[options.warmup :]) for name, times in seconds.items()}
+        rows.append({"tasks": tasks, "ms": ms, "relative_error": errors})
+        print(f"{options.dataset} 5w1s, {tasks} tasks, {options.inner_steps} steps, Conv4-{options.width}: "
+              + ", ".join(f"{name} {t:.0f} ms" for name, t in ms.items()))  # fmt: skip
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        result = {"dataset": options.dataset, "inner_steps": options.inner_steps, "width": options.width, "rows": rows}
+        result |= {"torch": torch.__version__, **meters.hardware(device)}
+        (options.out / f"tasks-{options.dataset}.json").write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    command(main)
