@@ -108,11 +108,11 @@ class Block(nn.Module):
     another function with the same parameters, that of Reptile's published network: batch norm sees the pooled values.
     """
 
-    def __init__(self, channels: int, width: int, order: str, running: bool):
+    def __init__(self, channels: int, width: int, order: str, running: bool, keep_border: bool):
         super().__init__()
         self.convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.norm = BatchNorm(width, running)
-        self.order = order
+        self.order, self.keep_border = order, keep_border
 
     def forward(
         self, x: Tensor, statistics: str | tuple[Tensor, Tensor], collected: Statistics | None = None
@@ -122,14 +122,20 @@ class Block(nn.Module):
 
     def before_norm(self, x: Tensor) -> Tensor:
         x = self.convolution(x)
-        return F.max_pool2d(x, 2) if self.order == "pool-norm" else x
+        return self.pool(x) if self.order == "pool-norm" else x
 
     def after_norm(self, x: Tensor) -> Tensor:
-        return F.relu(x if self.order == "pool-norm" else F.max_pool2d(x, 2))
+        return F.relu(x if self.order == "pool-norm" else self.pool(x))
+
+    def pool(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2, ceil_mode=self.keep_border)
 
 
 class Conv4(nn.Module):
-    """The four blocks, flattened: images (B, C, H, W) -> features (B, d), d = width * (H // 16) * (W // 16).
+    """The four blocks, flattened: images (B, C, H, W) -> features (B, d).
+
+    d = width * (H // 16) * (W // 16), or with keep_border those quotients rounded up: pooling then keeps the last row
+    and column of an odd size, and leaves 2 x 2 of 28 x 28, as MAML's network for Omniglot does, instead of 1 x 1.
 
     `shape` is an image's (C, H, W). channels_last: keep that memory layout, which is faster on CPU and CUDA.
     precision: torch.bfloat16 runs convolutions in it (autocast); features come back as float32 whatever it is.
@@ -145,13 +151,17 @@ class Conv4(nn.Module):
         channels_last: bool = False,
         precision: torch.dtype = torch.float32,
         running: bool = True,
+        keep_border: bool = False,
     ):
         super().__init__()
         channels, height, W = shape
         if min(height, W) < 16:
             raise ValueError(f"images are {height}x{W}, expected 16x16 or more: Conv4 halves them four times")
-        self.blocks = nn.ModuleList(Block(c, width, order, running) for c in (channels, width, width, width))
-        self.size = width * (height // 16) * (W // 16)  # d
+        self.blocks = nn.ModuleList(
+            Block(c, width, order, running, keep_border) for c in (channels, width, width, width)
+        )
+        sides = [-(-side // 16) if keep_border else side // 16 for side in (height, W)]
+        self.size = width * sides[0] * sides[1]  # d
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.precision = precision
         self.to(memory_format=self.layout)

@@ -47,6 +47,8 @@ class Options:
     """filters a block"""
     block: str = "pool-norm"
     """norm-pool (convolution, batch norm, ReLU, pool: the usual Conv4) or pool-norm (pool before batch norm)"""
+    keep_border: bool = False
+    """pool odd sizes up instead of down, so that 28x28 images end as 2x2 and not as 1x1 features"""
     pool_classes: int = 0
     """a training batch's tasks share the images of so many classes, each embedded once; 0: no task shares an image"""
     pool_images: int = 20

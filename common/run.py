@@ -349,7 +349,8 @@ def backbone(shape: tuple[int, int, int], config: Options, device: torch.device,
     channels_last = config.channels_last and device.type in ("cpu", "cuda")
     precision = backbone_precision(config, device)
     try:
-        return Conv4(shape, config.width, config.block, channels_last, precision, running).to(device)
+        net = Conv4(shape, config.width, config.block, channels_last, precision, running, config.keep_border)
+        return net.to(device)
     except ValueError as error:
         raise UsageError(f"--dataset {config.dataset}: {error}; build it with a larger --size") from None
 

@@ -18,14 +18,20 @@ def a_network(order, shape=(3, 32, 48), width=8, **options):
 
 def textbook(net, x, order):
     """Convolution with a bias, batch norm, ReLU and pooling in the order that papers print."""
+
+    def pool(x):
+        if net.blocks[0].keep_border:
+            x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2), value=-torch.inf)
+        return F.max_pool2d(x, 2)
+
     for block in net.blocks:
         norm = block.norm
         x = F.conv2d(x, block.convolution.weight, torch.randn(len(norm.bias), dtype=x.dtype), padding=1)
-        x = F.max_pool2d(x, 2) if order == "pool-norm" else x
+        x = pool(x) if order == "pool-norm" else x
         mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
         x = (x - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
         x = F.relu(x * norm.weight[:, None, None] + norm.bias[:, None, None])
-        x = x if order == "pool-norm" else F.max_pool2d(x, 2)
+        x = x if order == "pool-norm" else pool(x)
     return x.flatten(1)
 
 
@@ -35,6 +41,14 @@ def test_blocks_equal_the_textbook_order_with_bias_and_late_pooling(order, chann
     net, x = a_network(order, channels_last=channels_last)
     f = net(x, "batch")
     assert f.shape == (10, net.size) == (10, 8 * 2 * 3) and f.std() > 0.1
+    torch.testing.assert_close(f, textbook(net, x, order), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", BLOCKS)
+def test_keeping_the_border_pools_odd_sizes_up(order):
+    net, x = a_network(order, shape=(1, 28, 28), keep_border=True)
+    f = net(x, "batch")
+    assert f.shape == (10, net.size) == (10, 8 * 2 * 2)
     torch.testing.assert_close(f, textbook(net, x, order), rtol=0, atol=1e-9)
 
 
