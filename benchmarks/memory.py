@@ -33,6 +33,7 @@ SCRIPTS = ("maml", "imaml", "convex_maml", "convex_imaml", "reptile", "cavia")
 class Options:
     dataset: str = "omniglot"
     data_dir: Path = ROOT / "data"
+    algorithms: tuple[str, ...] = SCRIPTS
     inner_steps: tuple[int, ...] = (1, 5, 10, 20, 50)
     tasks: int = 4
     width: int = 64
@@ -81,7 +82,7 @@ def main() -> None:
     cells = []
     arguments = [f"--{k.replace('_', '-')}={getattr(options, k)}" for k in ("dataset", "data_dir", "tasks", "width")]
     arguments += [f"--meta-steps={options.meta_steps}", f"--device={options.device}"]
-    for name, steps in tqdm([(name, steps) for name in SCRIPTS for steps in options.inner_steps]):
+    for name, steps in tqdm([(name, steps) for name in options.algorithms for steps in options.inner_steps]):
         worker = [sys.executable, __file__, *arguments, "--cell", name, str(steps)]
         done = subprocess.run(worker, capture_output=True, text=True)
         if done.returncode:
@@ -104,7 +105,7 @@ def as_table(cells: list[dict], options: Options) -> str:
     """Rows of MiB at the peak (ms a meta-step) for each number of inner steps, and the growth from least to most."""
     lines = ["| peak MiB (ms a meta-step) | " + " | ".join(f"{k} steps" for k in options.inner_steps) + " | growth |"]
     lines.append("| --- " * (len(options.inner_steps) + 2) + "|")
-    for name in SCRIPTS:
+    for name in options.algorithms:
         row = [cell for cell in cells if cell["algorithm"] == name]
         peaks = [cell["peak_mib"] for cell in row]
         shown = [f"{cell['peak_mib']:.0f} ({cell['ms']:.0f})" for cell in row]
@@ -116,7 +117,7 @@ def plot(cells: list[dict], picture: Path, options: Options) -> None:
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for name in SCRIPTS:
+    for name in options.algorithms:
         row = [cell for cell in cells if cell["algorithm"] == name]
         for axes, key in zip(panels, ("peak_mib", "ms")):
             axes.plot(options.inner_steps, [cell[key] for cell in row], marker="o", label=name)

@@ -1,0 +1,37 @@
+"""What the benchmarks claim of memory and of equal work."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from common.options import ROOT
+
+
+@pytest.mark.slow
+def test_memory_grows_with_mamls_inner_steps_and_stays_flat_for_the_implicit_methods(data_dir, tmp_path):
+    benchmark = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--data-dir", str(data_dir)]
+    options = "--dataset toy --algorithms maml imaml convex_imaml --inner-steps 1 20 --width 64".split()
+    done = subprocess.run([*benchmark, *options, "--out", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    cells = json.loads((tmp_path / "memory-toy.json").read_text())["cells"]
+    few, many = ({c["algorithm"]: c for c in cells if c["inner_steps"] == k} for k in (1, 20))
+    growth = {name: many[name]["peak_mib"] - few[name]["peak_mib"] for name in few}
+    assert growth["maml"] > 20
+    for name in ("imaml", "convex_imaml"):
+        assert growth[name] <= 0.02 * few[name]["peak_mib"], growth
+    assert many["convex_imaml"]["taken"] > few["convex_imaml"]["taken"] == 1
+    assert (tmp_path / "memory-toy.md").read_text().count("| ") > 10
+    assert (tmp_path / "memory-toy.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+def test_a_loop_vmap_and_groups_give_the_same_meta_gradient(data_dir, tmp_path):
+    """The benchmark of their speed refuses to time anything else."""
+    benchmark = [sys.executable, str(ROOT / "benchmarks" / "tasks.py"), "--data-dir", str(data_dir)]
+    options = "--dataset toy --tasks 3 --width 8 --warmup 1 --repeats 1 --inner-steps 2".split()
+    done = subprocess.run([*benchmark, *options, "--out", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (row,) = json.loads((tmp_path / "tasks-toy.json").read_text())["rows"]
+    assert set(row["ms"]) == {"loop", "vmap", "groups"} and max(row["relative_error"].values()) < 1e-2
