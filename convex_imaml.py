@@ -47,14 +47,12 @@ CHARACTERS = dict(
     tasks=4, train_ways=20, train_queries=7, pool_classes=20, pool_images=8,
     rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True,
 )  # fmt: skip
-PICTURES = dict(
-    tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True, size=42, size_until=0.65
-)
+PICTURES = dict(tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True)
 SETTINGS = {
     "glyphs": dict(CHARACTERS, minutes=2.0),
     "omniglot": dict(CHARACTERS, minutes=20.0),
-    "miniimagenet": dict(PICTURES, minutes=60.0, eval_every=250),
-    "other": dict(PICTURES, minutes=30.0, size=0),
+    "miniimagenet": dict(PICTURES, minutes=60.0, eval_every=250, image_size=42),
+    "other": dict(PICTURES, minutes=30.0),
 }
 
 

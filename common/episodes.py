@@ -56,8 +56,6 @@ class Warp(NamedTuple):
     rotate: float = 0.0  # by up to so many degrees either way
     zoom: float = 0.0  # by a factor of up to 1 + zoom either way, log-uniform
     shift: float = 0.0  # by up to this share of the image either way
-    size: int = 0  # shrink or enlarge to so many pixels a side; 0: as the data
-    crop: int = 0  # keep so many pixels a side, at a random place, of the image after `size`; 0: all
     flip_class: bool = False  # mirror all images of a class alike, half of the classes
     rotate_class: float = 0.0  # turn all images of a class alike, by up to so many degrees either way
 
@@ -69,6 +67,7 @@ class EpisodeLoader:
     one batch ahead (`memory` "auto", "device" or "mapped"). Support and query never share an image, every class of a
     task has `shots` and `queries` of them, and which class gets which label, like the order of the images, is random.
 
+    image_size: pixels a side that images are resized to; 0: as they are in the file.
     pool: (classes, images a class). None draws disjoint episodes. Otherwise every batch draws that many images, and
     all its tasks from them: a method whose backbone knows no task embeds each image once for many tasks.
 
@@ -89,6 +88,7 @@ class EpisodeLoader:
         *,
         pool: tuple[int, int] | None = None,
         warp: Warp = Warp(),
+        image_size: int = 0,
         memory: str = "auto",
         offset: int = 0,
         stride: int = 1,
@@ -97,7 +97,7 @@ class EpisodeLoader:
         self.device, self.seed, self.warp = torch.device(device), seed, warp
         self.offset, self.stride, self.position = offset, stride, offset
         pixels, starts, self.class_names, mean, std = read_shard(self.path)
-        self.image_shape = tuple(pixels.shape[1:])  # (C, H, W)
+        self.image_shape = (pixels.shape[1], image_size, image_size) if image_size else pixels.shape[1:]  # (C, H, W)
         counts = np.diff(starts)
         smallest, n = int(counts.min()), self.path.stem
         if ways > len(counts):
@@ -111,7 +111,7 @@ class EpisodeLoader:
             )
         self.pool = pool and (min(max(pool[0], ways), len(counts)), min(max(pool[1], shots + queries), smallest))
         self.mapped = memory == "mapped" or (memory == "auto" and pixels.nbytes > _free_memory(self.device) / 2)
-        self.pixels = pixels if self.mapped else torch.from_numpy(np.array(pixels)).to(self.device)
+        self.pixels = pixels if self.mapped else self._resized(torch.from_numpy(np.array(pixels)).to(self.device))
         self.largest = int(counts.max())
         self.start = torch.from_numpy(starts[:-1]).to(self.device)
         self.count = torch.from_numpy(counts).to(self.device)
@@ -163,7 +163,15 @@ class EpisodeLoader:
             return self.pixels[rows]
         order = rows.argsort()  # a file is read fastest in its own order
         block = torch.from_numpy(self.pixels[rows[order].cpu().numpy()]).to(self.device)
-        return block[order.argsort()]
+        return self._resized(block)[order.argsort()]
+
+    def _resized(self, pixels: Tensor) -> Tensor:
+        """uint8 (n, C, H, W) at this loader's size, by bilinear interpolation over what a new pixel covers."""
+        size = self.image_shape[1:]
+        if pixels.shape[2:] == size:
+            return pixels
+        parts = (F.interpolate(x.float(), size, mode="bilinear", antialias=True) for x in pixels.split(1000))
+        return torch.cat([part.round().clamp(0, 255).byte() for part in parts])
 
 
 def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray, np.ndarray]:
@@ -208,14 +216,10 @@ def warp(x: Tensor, how: Warp, images_a_class: int, generator: torch.Generator) 
     mirror = torch.ones_like(scale)
     for flip, repeats in ((how.flip, 1), (how.flip_class, images_a_class)):
         mirror = torch.where(uniform(1.0, repeats) > 0, mirror, -mirror) if flip else mirror
-    whole = (how.size, how.size) if how.size else (H, W)
-    size = tuple(min(how.crop, side) for side in whole) if how.crop else whole
-    shares = [side / full for side, full in zip(size, whole)]  # of the image that the crop keeps, down and across
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    down, across = (2 * uniform(how.shift) + uniform(1 - share) for share in shares)
-    rows = [torch.stack([shares[1] * cos * mirror, -shares[0] * sin, across], -1)]
-    rows += [torch.stack([shares[1] * sin * mirror, shares[0] * cos, down], -1)]
-    grid = F.affine_grid(torch.stack(rows, 1).to(x.dtype), (B, C, *size), align_corners=False)
+    rows = [torch.stack([cos * mirror, -sin, 2 * uniform(how.shift)], -1)]
+    rows += [torch.stack([sin * mirror, cos, 2 * uniform(how.shift)], -1)]
+    grid = F.affine_grid(torch.stack(rows, 1).to(x.dtype), (B, C, H, W), align_corners=False)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 

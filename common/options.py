@@ -43,6 +43,8 @@ class Options:
     seed: int = 0
     device: str = "auto"
     """auto (cuda, mps, cpu: the first there is) or a torch device"""
+    image_size: int = 0
+    """pixels a side that all images, the test's too, are resized to; 0: as the data has them"""
     width: int = 64
     """filters a block"""
     block: str = "pool-norm"
@@ -79,12 +81,6 @@ class Options:
     """mirror all images of a training class alike, half of the classes: these are new classes"""
     rotate_class: float = 0.0
     """turn all images of a training class alike, by up to so many degrees either way: new classes too"""
-    size: int = 0
-    """pixels of a training image's side while it is shrunk; 0: never"""
-    size_until: float = 0.0
-    """share of the budget during which training images are shrunk to --size"""
-    crop: int = 0
-    """pixels of the random crops that training images are after that; 0: whole images"""
     eval_every: int = 500
     """meta-steps between validations"""
     val_episodes: int = 200
@@ -194,8 +190,7 @@ def _check(config: Options) -> None:
                           "precision": ("auto", "float32", "bfloat16")}.items():  # fmt: skip
         if getattr(config, name) not in choices:
             raise UsageError(f"--{name} {getattr(config, name)}: expected one of {', '.join(choices)}")
-    for name in ("size", "crop"):
-        if getattr(config, name) and getattr(config, name) < 16:
-            raise UsageError(f"--{name} {getattr(config, name)}: expected 0, or 16 or more as Conv4 halves four times")
+    if config.image_size and config.image_size < 16:
+        raise UsageError(f"--image-size {config.image_size}: expected 0, or 16 or more as Conv4 halves four times")
     if config.steps is None and config.minutes is None:
         raise UsageError("training has no end: give --steps or --minutes")

@@ -88,7 +88,8 @@ class Run:
         c = self.config
         ways, shots, queries = c.train_ways or c.ways, c.train_shots or c.shots, c.train_queries or c.queries
         pool = (c.pool_classes, c.pool_images) if c.pool_classes else None
-        train = self._loader("train", ways, shots, queries, c.tasks // self.batches, seed=c.seed, pool=pool)
+        warp = Warp(c.flip, c.rotate, c.zoom, c.shift, c.flip_class, c.rotate_class)
+        train = self._loader("train", ways, shots, queries, c.tasks // self.batches, seed=c.seed, pool=pool, warp=warp)
         tasks = max(1, 320 // (c.ways * (c.shots + c.queries)))  # some 320 images a batch
         val = self._loader(
             "val", c.ways, c.shots, c.queries, 4 * tasks, seed=-1, pool=(4 * c.ways, c.shots + c.queries)
@@ -98,7 +99,8 @@ class Run:
     def _loader(self, split: str, *what: int, **options) -> EpisodeLoader:
         path = self.config.data_dir / self.config.dataset / f"{split}.h5"
         rank = {"offset": self.rank, "stride": self.world}
-        return EpisodeLoader(path, *what, self.device, memory=self.config.images, **rank, **options)
+        how = {"memory": self.config.images, "image_size": self.config.image_size}
+        return EpisodeLoader(path, *what, self.device, **how, **rank, **options)
 
     def _build_glyphs(self) -> None:
         c = self.config
@@ -185,9 +187,6 @@ class Run:
     def draw(self, loader: EpisodeLoader, model: nn.Module) -> Iterator[Episode]:
         """This rank's batches of a meta-step. After the last, gradients and running averages are the means over all
         batches of all ranks, so that two ranks with half the tasks each do what one with two batches does."""
-        c = self.config
-        size, crop = (c.size, 0) if self.progress < c.size_until else (0, c.crop)
-        loader.warp = Warp(c.flip, c.rotate, c.zoom, c.shift, size, crop, c.flip_class, c.rotate_class)
         loader.position = self.step * self.batches + self.rank
         if self.batches == 1:
             yield loader.sample()

@@ -191,6 +191,7 @@ BAD = {
     "--tasks 3 --batches 2": "--tasks 3 in 2 batches",
     "--resume nowhere": "nowhere is no run folder",
     "--evaluate nowhere": "nowhere is no run folder",
+    "--image-size 8": "--image-size 8: expected 0, or 16 or more",
     "--learning-rate -1": "--learning-rate -1.0: expected 0 or more",
 }
 
