@@ -49,7 +49,7 @@ class Config(Options):
 
 
 # What is best for a data set; `other` is for a set of your own.
-CHARACTERS = dict(tasks=4, train_queries=5, learning_rate=1e-3)
+CHARACTERS = dict(keep_border=True, tasks=4, train_queries=5, learning_rate=1e-3)
 PICTURES = dict(tasks=4, train_queries=5, strength=0.5, inner_rate=0.05, width=32, learning_rate=1e-3, flip=True)
 SETTINGS = {
     "glyphs": dict(CHARACTERS, minutes=3.0),

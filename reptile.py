@@ -53,7 +53,7 @@ class Config(Options):
 
 
 # What is best for a data set; `other` is for a set of your own.
-CHARACTERS = dict(tasks=5, train_shots=10, train_queries=1)
+CHARACTERS = dict(keep_border=True, tasks=5, train_shots=10, train_queries=1)
 PICTURES = dict(tasks=5, train_shots=15, train_queries=1, inner_steps=8, width=32, flip=True)
 SETTINGS = {
     "glyphs": dict(CHARACTERS, minutes=3.0),
