@@ -1,7 +1,7 @@
 """What Convex iMAML's meta-step costs above one plain forward and backward of its backbone over the same images.
 
 In one process, in turn on the same episodes, the first steps left out: the plain step, the meta-step, and the head
-solver alone (its solve and its implicit gradient). Then resident memory over many meta-steps.
+solver alone (its solve and its implicit gradient). Before that, resident memory over many meta-steps of few tasks.
 
     python benchmarks/meta_step.py --dataset omniglot --out results/benchmarks
 """
@@ -38,6 +38,8 @@ class Options:
     warmup: int = 10
     """steps of each kind that aren't counted"""
     repeats: int = 30
+    memory_tasks: int = 2
+    """tasks of the meta-steps in which memory is watched"""
     memory_steps: int = 2000
     """meta-steps over which resident memory is watched; 0: not at all"""
     out: Path | None = None
@@ -60,9 +62,25 @@ def main() -> None:
     settings = SETTINGS.get(options.dataset, SETTINGS["other"])
     config = Config(**{**settings, "dataset": options.dataset, "width": options.width})
     path = ROOT / "data" / options.dataset / "train.h5"
-    loader = EpisodeLoader(path, options.ways, options.shots, options.queries, options.tasks, device)
+
+    def loader_of(tasks):
+        return EpisodeLoader(
+            path, options.ways, options.shots, options.queries, tasks, device, image_size=config.image_size
+        )
+
+    loader = loader_of(options.memory_tasks)
     model = Model(loader.image_shape, config, device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)  # so that the heads to solve change from step to step
+
+    resident = {}  # first, before larger batches leave memory behind that a leak could hide in
+    for step in trange(1, options.memory_steps + 1, leave=False):
+        meta_step(model, loader.sample(), config)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step in (20, options.memory_steps) or step % max(1, options.memory_steps // 4) == 0:
+            resident[step] = round(resident_mib())
+
+    loader = loader_of(options.tasks)
     seconds = {"plain": [], "meta_step": [], "solver": []}
 
     def timed(name, work):
@@ -92,18 +110,9 @@ def main() -> None:
         "plain_ms": 1e3 * statistics.median(counted["plain"]),
         "meta_step_ms": 1e3 * statistics.median(counted["meta_step"]),
         "solver_ms": 1e3 * statistics.median(counted["solver"]), "ratio": median, "ratio_quartiles": [low, high],
-        "solver_share": statistics.median(shares), "torch": torch.__version__, **meters.hardware(device),
+        "solver_share": statistics.median(shares), "memory_tasks": options.memory_tasks, "resident_mib": resident,
+        "torch": torch.__version__, **meters.hardware(device),
     }  # fmt: skip
-
-    if options.memory_steps:
-        resident = {}
-        for step in trange(1, options.memory_steps + 1, leave=False):
-            meta_step(model, loader.sample(), config)
-            optimizer.step()
-            optimizer.zero_grad()
-            if step in (20, options.memory_steps) or step % (options.memory_steps // 4) == 0:
-                resident[step] = round(resident_mib())
-        result |= {"resident_mib": resident, "peak_mib": round(meters.peak_mib(device))}
 
     print(
         f"{options.dataset} {options.ways}-way {options.shots}-shot, {options.tasks} tasks, Conv4-{options.width} "

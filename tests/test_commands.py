@@ -24,7 +24,7 @@ SCRIPTS = {
     maml: "--inner-steps 1 --inner-rate 0.4",
     imaml: "--inner-steps 5 --inner-rate 0.2 --strength 0.5",
     reptile: "--train-shots 6 --test-inner-steps 10 --inner-rate 0.01",
-    cavia: "",
+    cavia: "--inner-rate 10 --learning-rate 0.01",
 }
 each_script = pytest.mark.parametrize(
     "script",
