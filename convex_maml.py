@@ -52,7 +52,7 @@ PICTURES = dict(tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_
 SETTINGS = {
     "glyphs": dict(CHARACTERS, minutes=2.0),
     "omniglot": dict(CHARACTERS, minutes=20.0),
-    "miniimagenet": dict(PICTURES, minutes=60.0, eval_every=250, image_size=42),
+    "miniimagenet": dict(PICTURES, minutes=60.0, eval_every=250),
     "other": dict(PICTURES, minutes=30.0),
 }
 

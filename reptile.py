@@ -87,6 +87,7 @@ def adapt(model: Model, x: Tensor, y: Tensor, steps: int, batch: int, config: Co
         optimizer = torch.optim.Adam(learner.parameters(), lr=config.inner_rate, betas=(0.0, 0.999))
     else:
         optimizer = torch.optim.SGD(learner.parameters(), lr=config.inner_rate)
+    loss = torch.zeros((), device=x.device)
     for step in range(steps):
         chosen = torch.arange(step * batch, step * batch + min(batch, len(y)), device=y.device) % len(y)
         loss = F.cross_entropy(learner(x[chosen], "batch"), y[chosen])

@@ -5,8 +5,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from data_prep import glyphs, shards
+
+torch.set_num_threads(1)  # the tests' networks are too small to share out
 
 
 def write_set(data_dir: Path, name: str, classes=(12, 8, 9), counts=(20, 24), shape=(1, 28, 28), seed=0) -> Path:

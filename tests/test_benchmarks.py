@@ -12,7 +12,7 @@ from common.options import ROOT
 @pytest.mark.slow
 def test_memory_grows_with_mamls_inner_steps_and_stays_flat_for_the_implicit_methods(data_dir, tmp_path):
     benchmark = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--data-dir", str(data_dir)]
-    options = "--dataset toy --algorithms maml imaml convex_imaml --inner-steps 1 20 --width 64".split()
+    options = "--dataset toy --algorithms maml imaml convex_imaml --inner-steps 1 20 --processes 1".split()
     done = subprocess.run([*benchmark, *options, "--out", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     cells = json.loads((tmp_path / "memory-toy.json").read_text())["cells"]
@@ -20,7 +20,7 @@ def test_memory_grows_with_mamls_inner_steps_and_stays_flat_for_the_implicit_met
     growth = {name: many[name]["peak_mib"] - few[name]["peak_mib"] for name in few}
     assert growth["maml"] > 20
     for name in ("imaml", "convex_imaml"):
-        assert growth[name] <= 0.02 * few[name]["peak_mib"], growth
+        assert growth[name] < growth["maml"] / 3, growth  # a single process's peak is known to some 2 % of 850 MiB
     assert many["convex_imaml"]["taken"] > few["convex_imaml"]["taken"] == 1
     assert (tmp_path / "memory-toy.md").read_text().count("| ") > 10
     assert (tmp_path / "memory-toy.png").read_bytes()[:4] == b"\x89PNG"
