@@ -93,6 +93,7 @@ def test_a_run_leaves_files_that_agree_with_each_other_and_with_what_it_printed(
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 @each_script
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(script, command, tmp_path, monkeypatch, glyphs_folder):
     """On glyphs, where the run is then tested again and its files are read back."""
