@@ -12,7 +12,8 @@ from common.options import ROOT
 @pytest.mark.slow
 def test_memory_grows_with_mamls_inner_steps_and_stays_flat_for_the_implicit_methods(data_dir, tmp_path):
     benchmark = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--data-dir", str(data_dir)]
-    options = "--dataset toy --algorithms maml imaml convex_imaml --inner-steps 1 20 --processes 1 --tasks 2 --meta-steps 2".split()
+    options = "--dataset toy --algorithms maml imaml convex_imaml --inner-steps 1 20".split()
+    options += "--processes 1 --tasks 2 --meta-steps 2".split()
     done = subprocess.run([*benchmark, *options, "--out", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     cells = json.loads((tmp_path / "memory-toy.json").read_text())["cells"]
