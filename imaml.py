@@ -43,7 +43,6 @@ class Config(Options):
     """of conjugate gradient: residual relative to the right-hand side, at which it stops earlier"""
     block: str = "norm-pool"
     """norm-pool (convolution, batch norm, ReLU, pool: the usual Conv4) or pool-norm (pool before batch norm)"""
-
     precision: str = "float32"
     """of the backbone: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it)"""
 
@@ -134,8 +133,10 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
     for x, y, x_query in zip(episode.x_support, episode.y_support, episode.x_query):
         phi = adapt(model, x, y, config.test_inner_steps, config)
         with torch.no_grad():
-            functional_call(model, phi, (x, "batch", statistics := []))
-            logits.append(functional_call(model, phi, (x_query, "batch" if transductive else statistics)))
+            statistics = "batch"
+            if not transductive:
+                functional_call(model, phi, (x, "batch", statistics := []))
+            logits.append(functional_call(model, phi, (x_query, statistics)))
     return torch.stack(logits)
 
 

@@ -47,7 +47,6 @@ class Config(Options):
     """largest norm of the meta-gradient; larger ones are scaled down to it"""
     block: str = "norm-pool"
     """norm-pool (convolution, batch norm, ReLU, pool: the usual Conv4) or pool-norm (pool before batch norm)"""
-
     precision: str = "float32"
     """of the backbone: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it)"""
 
@@ -100,8 +99,10 @@ def adapt(model: Model, x: Tensor, y: Tensor, steps: int, batch: int, config: Co
 @torch.no_grad()
 def logits_of(learner: Model, x: Tensor, x_query: Tensor, transductive: bool) -> Tensor:
     """Logits of query images, normalised by the support set's statistics at the adapted weights or by their own."""
+    if transductive:
+        return learner(x_query, "batch")
     learner(x, "batch", statistics := [])
-    return learner(x_query, "batch" if transductive else statistics)
+    return learner(x_query, statistics)
 
 
 def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tensor]:

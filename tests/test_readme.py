@@ -9,7 +9,6 @@ import pytest
 from common.options import ROOT
 
 README = (ROOT / "README.md").read_text()
-SCRIPTS = ("cavia", "convex_imaml", "convex_maml", "imaml", "maml", "reptile")
 RESULTS = sorted((ROOT / "results").glob("*/result.json"))
 
 
@@ -39,9 +38,9 @@ def test_every_file_and_picture_that_the_readme_names_exists():
 
 
 def test_every_option_that_the_readme_names_is_one_of_a_command():
-    from benchmarks import meta_step
+    from benchmarks import memory, meta_step
 
-    options = [importlib.import_module(name).Config for name in SCRIPTS] + [meta_step.Options]
+    options = [importlib.import_module(name).Config for name in memory.SCRIPTS] + [meta_step.Options]
     known = {name.replace("_", "-") for option in options for name in option.__dataclass_fields__}
     known |= set(re.findall(r'"--([a-z-]+)"', (ROOT / "data_prep" / "build.py").read_text())) | {"nproc-per-node"}
     assert set(re.findall(r"--([a-z][a-z-]+)", README)) <= known
