@@ -85,7 +85,7 @@ def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tenso
     """Add the meta-gradient of the tasks' mean query loss to .grad; return loss and accuracy.
 
     A query batch is normalised by its own statistics. Tasks come one after the other, so that one task's graph is in
-    memory at a time; on two cores neither vmap nor tasks as groups of one convolution is faster (benchmarks/tasks.py).
+    memory at a time; benchmarks/tasks.py times this beside vmap and beside tasks as groups of one convolution.
     """
     losses, accuracies = [], []
     for x, y, x_query, y_query in zip(episode.x_support, episode.y_support, episode.x_query, episode.y_query):
