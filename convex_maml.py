@@ -48,11 +48,11 @@ CHARACTERS = dict(
     tasks=4, train_ways=20, train_queries=7, pool_classes=20, pool_images=8, keep_border=True,
     rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True,
 )  # fmt: skip
-PICTURES = dict(tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True)
+PICTURES = dict(tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True, first_width=32)
 SETTINGS = {
     "glyphs": dict(CHARACTERS, minutes=2.0),
     "omniglot": dict(CHARACTERS, minutes=20.0),
-    "miniimagenet": dict(PICTURES, minutes=60.0, eval_every=250),
+    "miniimagenet": dict(PICTURES, minutes=60.0, half_size=0.5),
     "other": dict(PICTURES, minutes=30.0),
 }
 
@@ -71,7 +71,8 @@ class Model(nn.Module):
 
     def features(self, images: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
         """Rows for the head of images (B, C, H, W): features divided by sqrt d, and a 1 for the bias.   (B, d + 1)"""
-        return F.pad(self.backbone(images, statistics, collected) / self.backbone.size**0.5, (0, 1), value=1.0)
+        f = self.backbone(images, statistics, collected)
+        return F.pad(f / f.shape[1] ** 0.5, (0, 1), value=1.0)
 
     def logits(self, f_query: Tensor, W: Tensor) -> Tensor:
         """(T, Q, d + 1), (T, N, d + 1) -> (T, Q, N)"""

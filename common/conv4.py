@@ -140,6 +140,8 @@ class Conv4(nn.Module):
     `shape` is an image's (C, H, W). channels_last: keep that memory layout, which is faster on CPU and CUDA.
     precision: torch.bfloat16 runs convolutions in it (autocast); features come back as float32 whatever it is.
     running: keep running averages, which methods that adapt these weights have no use for.
+    first_width: filters of the first block, which works on the largest images, if not `width`. The second block's
+    convolution is two thirds of the arithmetic for 84 x 84 images, and half that for half the channels.
     Raises ValueError for images below 16 x 16, of which nothing would be left.
     """
 
@@ -152,14 +154,14 @@ class Conv4(nn.Module):
         precision: torch.dtype = torch.float32,
         running: bool = True,
         keep_border: bool = False,
+        first_width: int = 0,
     ):
         super().__init__()
         channels, height, W = shape
         if min(height, W) < 16:
             raise ValueError(f"images are {height}x{W}, expected 16x16 or more: Conv4 halves them four times")
-        self.blocks = nn.ModuleList(
-            Block(c, width, order, running, keep_border) for c in (channels, width, width, width)
-        )
+        widths = [channels, first_width or width, width, width, width]
+        self.blocks = nn.ModuleList(Block(c, w, order, running, keep_border) for c, w in zip(widths, widths[1:]))
         sides = [-(-side // 16) if keep_border else side // 16 for side in (height, W)]
         self.size = width * sides[0] * sides[1]  # d
         self.layout = torch.channels_last if channels_last else torch.contiguous_format

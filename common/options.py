@@ -45,8 +45,12 @@ class Options:
     """auto (cuda, mps, cpu: the first there is) or a torch device"""
     image_size: int = 0
     """pixels a side that all images, the test's too, are resized to; 0: as the data has them"""
+    half_size: float = 0.0
+    """share of training, its first, on images of half the side: a quarter of the cost; validation and test never are"""
     width: int = 64
     """filters a block"""
+    first_width: int = 0
+    """filters of the first block, where images are largest; 0: as --width"""
     block: str = "pool-norm"
     """norm-pool (convolution, batch norm, ReLU, pool: the usual Conv4) or pool-norm (pool before batch norm)"""
     keep_border: bool = False
@@ -141,7 +145,10 @@ def parse(config_type: type, settings: dict[str, dict]):
 
 
 def fixed_ways(config: Options) -> int:
-    """--ways, for a model that has an output a class. Raises UsageError where training tasks have another number."""
+    """--ways, for a model that has a weight for each class and feature. Raises UsageError where training tasks have
+    another number of classes, or images of another size."""
+    if config.half_size:
+        raise UsageError(f"--half-size {config.half_size}: expected 0, as the model has weights for a size of image")
     if config.train_ways not in (0, config.ways):
         raise UsageError(
             f"--train-ways {config.train_ways}: expected 0 or {config.ways}, as the model has an output for each of "
@@ -178,9 +185,9 @@ def _saved_config(config_type: type, folder: Path):
 
 def _check(config: Options) -> None:
     least = {
-        "ways": 2, "shots": 1, "queries": 1, "tasks": 1, "batches": 0, "width": 1, "eval_every": 1, "val_episodes": 2,
-        "test_episodes": 2, "train_ways": 0, "train_shots": 0, "train_queries": 0, "pool_classes": 0, "pool_images": 1,
-        "learning_rate": 0, "weight_decay": 0, "steps": 0, "minutes": 0,
+        "ways": 2, "shots": 1, "queries": 1, "tasks": 1, "batches": 0, "width": 1, "first_width": 0, "half_size": 0,
+        "eval_every": 1, "val_episodes": 2, "test_episodes": 2, "train_ways": 0, "train_shots": 0, "train_queries": 0,
+        "pool_classes": 0, "pool_images": 1, "learning_rate": 0, "weight_decay": 0, "steps": 0, "minutes": 0,
     }  # fmt: skip
     for name, bound in least.items():
         value = getattr(config, name)

@@ -94,6 +94,8 @@ class Run:
         val = self._loader(
             "val", c.ways, c.shots, c.queries, 4 * tasks, seed=-1, pool=(4 * c.ways, c.shots + c.queries)
         )
+        if c.half_size and min(train.image_shape[1:]) < 32:
+            raise UsageError(f"--half-size {c.half_size}: {c.dataset}'s images are below 32x32, too small to halve")
         return train, val, self._loader("test", c.ways, c.shots, c.queries, tasks, seed=-2)
 
     def _loader(self, split: str, *what: int, **options) -> EpisodeLoader:
@@ -188,6 +190,7 @@ class Run:
         """This rank's batches of a meta-step. After the last, gradients and running averages are the means over all
         batches of all ranks, so that two ranks with half the tasks each do what one with two batches does."""
         loader.position = self.step * self.batches + self.rank
+        loader.halved = self.progress < self.config.half_size
         if self.batches == 1:
             yield loader.sample()
             return
@@ -348,7 +351,9 @@ def backbone(shape: tuple[int, int, int], config: Options, device: torch.device,
     channels_last = config.channels_last and device.type in ("cpu", "cuda")
     precision = backbone_precision(config, device)
     try:
-        net = Conv4(shape, config.width, config.block, channels_last, precision, running, config.keep_border)
+        net = Conv4(
+            shape, config.width, config.block, channels_last, precision, running, config.keep_border, config.first_width
+        )
         return net.to(device)
     except ValueError as error:
         raise UsageError(f"--dataset {config.dataset}: {error}; build it with a larger --size") from None

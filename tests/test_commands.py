@@ -192,6 +192,7 @@ BAD = {
     "--tasks 3 --batches 2": "--tasks 3 in 2 batches",
     "--resume nowhere": "nowhere is no run folder",
     "--evaluate nowhere": "nowhere is no run folder",
+    "--half-size 0.5": "--half-size 0.5: toy's images are below 32x32",
     "--image-size 8": "--image-size 8: expected 0, or 16 or more",
     "--learning-rate -1": "--learning-rate -1.0: expected 0 or more",
 }
@@ -207,9 +208,15 @@ def test_bad_input_is_one_line_and_exit_status_2_and_nothing_written(options, co
 
 
 @pytest.mark.parametrize("script", (maml, imaml, reptile, cavia), ids=lambda s: s.__name__)
-def test_a_head_with_an_output_a_class_wants_training_tasks_of_as_many_ways(script, command, tmp_path, capsys):
-    assert command("--dataset toy --steps 5 --train-ways 7", script) == 2
-    assert "--train-ways 7: expected 0 or 5" in capsys.readouterr().err
+def test_a_head_with_an_output_a_class_wants_training_tasks_of_as_many_ways_and_images_of_one_size(
+    script, command, tmp_path, capsys
+):
+    for options, expected in {
+        "--train-ways 7": "--train-ways 7: expected 0 or 5",
+        "--image-size 32 --half-size 0.5": "--half-size 0.5: expected 0, as",
+    }.items():
+        assert command(f"--dataset toy --steps 5 {options}", script) == 2
+        assert expected in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

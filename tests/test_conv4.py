@@ -52,6 +52,12 @@ def test_keeping_the_border_pools_odd_sizes_up(order):
     torch.testing.assert_close(f, textbook(net, x, order), rtol=0, atol=1e-9)
 
 
+def test_the_first_block_may_be_narrower():
+    net, x = a_network("pool-norm", first_width=3)
+    assert [len(block.convolution.weight) for block in net.blocks] == [3, 8, 8, 8]
+    torch.testing.assert_close(net(x, "batch"), textbook(net, x, "pool-norm"), rtol=0, atol=1e-9)
+
+
 def test_running_statistics_judge_an_image_by_itself():
     net, x = a_network("pool-norm")
     net(x, "batch")

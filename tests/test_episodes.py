@@ -154,6 +154,14 @@ def test_resized_images_are_averages_of_what_they_cover(data_dir, memory):
     torch.testing.assert_close(y.images, smooth, rtol=0, atol=0.6 / 255 / float(plain.std) * 255)
 
 
+def test_halved_images_are_means_of_four_pixels(data_dir):
+    plain, halved = loader_of(data_dir), loader_of(data_dir)
+    halved.halved = True
+    x, y = plain.sample(), halved.sample()
+    assert torch.equal(x.rows, y.rows)
+    torch.testing.assert_close(y.images, torch.nn.functional.avg_pool2d(x.images, 2))
+
+
 def test_too_many_ways_and_too_many_images_are_refused(data_dir):
     with pytest.raises(UsageError, match="--ways 13: train of toy has 12 classes"):
         loader_of(data_dir, ways=13)
