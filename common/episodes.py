@@ -221,6 +221,8 @@ def warp(x: Tensor, how: Warp, images_a_class: int, generator: torch.Generator) 
     mirror = torch.ones_like(scale)
     for flip, repeats in ((how.flip, 1), (how.flip_class, images_a_class)):
         mirror = torch.where(uniform(1.0, repeats) > 0, mirror, -mirror) if flip else mirror
+    if not any((how.rotate, how.zoom, how.shift, how.rotate_class)):
+        return torch.where(mirror[:, None, None, None] > 0, x, x.flip(3))
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     rows = [torch.stack([cos * mirror, -sin, 2 * uniform(how.shift)], -1)]
     rows += [torch.stack([sin * mirror, cos, 2 * uniform(how.shift)], -1)]

@@ -179,7 +179,7 @@ def _saved_config(config_type: type, folder: Path):
         raise UsageError(
             f"{folder} is a run of {saved.get('algorithm')}, with options {sorted(unknown)} that aren't here"
         )
-    saved |= {"data_dir": Path(saved["data_dir"]), "out": None}
+    saved |= {"data_dir": ROOT / saved["data_dir"], "out": None}
     return config_type(**{k: v for k, v in saved.items() if k in fields})
 
 

@@ -165,6 +165,8 @@ class Run:
             ["git", "-C", str(self.script.resolve().parent), "rev-parse", "HEAD"], capture_output=True, text=True
         )
         options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(c).items()}
+        if c.data_dir.absolute().is_relative_to(ROOT):  # so that a run folder may move with the project
+            options["data_dir"] = str(c.data_dir.absolute().relative_to(ROOT))
         return {
             "options": {"algorithm": self.script.stem, **options},
             "command": [self.script.name, *sys.argv[1:]],

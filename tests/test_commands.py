@@ -31,7 +31,7 @@ each_script = pytest.mark.parametrize(
     [s if s is convex_imaml else pytest.param(s, marks=pytest.mark.slow) for s in SCRIPTS],
     ids=lambda s: s.__name__,
 )
-SMALL = "--dataset toy --width 8 --tasks 4 --queries 15 --train-queries 3 --eval-every 50 --val-episodes 10"
+SMALL = "--dataset toy --width 8 --tasks 4 --queries 8 --train-queries 3 --eval-every 50 --val-episodes 10"
 SMALL += " --test-episodes 12 --device cpu --no-keep-memory"
 
 
@@ -251,7 +251,7 @@ def test_two_ranks_with_half_the_tasks_equal_one_rank_with_all(script, command, 
     # Few steps, because Adam makes much of rounding where a gradient is next to nothing.
     options = f"{SMALL} {SCRIPTS[script]} --steps 4"
     assert command(f"{options} --batches 2 --out one", script) == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = f"{options} --data-dir {data_dir} --out {tmp_path / 'two'}".split()
     done = subprocess.run([*torchrun, script.__file__, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
