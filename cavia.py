@@ -41,7 +41,7 @@ class Config(Options):
 
 
 # What is best for a data set; `other` is for a set of your own.
-CHARACTERS = dict(keep_border=True, tasks=16, train_queries=5)
+CHARACTERS = dict(keep_border=True, tasks=8, train_queries=5, inner_rate=10.0)
 PICTURES = dict(tasks=16, train_queries=5, width=32, flip=True)
 SETTINGS = {
     "glyphs": dict(CHARACTERS, minutes=3.0),

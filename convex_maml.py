@@ -45,7 +45,7 @@ class Config(Options):
 
 # What is best for a data set; `other` is for a set of your own.
 CHARACTERS = dict(
-    tasks=4, train_ways=20, train_queries=7, pool_classes=20, pool_images=8, keep_border=True,
+    tasks=32, train_queries=7, pool_classes=20, pool_images=8, keep_border=True,
     rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True,
 )  # fmt: skip
 PICTURES = dict(tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True, first_width=32)

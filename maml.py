@@ -41,7 +41,7 @@ class Config(Options):
 
 
 # What is best for a data set; `other` is for a set of your own.
-CHARACTERS = dict(keep_border=True, tasks=8, train_queries=5, learning_rate=1e-3)
+CHARACTERS = dict(keep_border=True, tasks=8, train_queries=5)
 PICTURES = dict(
     tasks=4, inner_steps=5, test_inner_steps=10, inner_rate=0.01, width=32, learning_rate=1e-3, train_queries=5,
     flip=True,
