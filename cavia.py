@@ -69,21 +69,31 @@ class Model(nn.Module):
                 x = block(x, statistics)
             return net.blocks[2].norm(net.blocks[2].before_norm(x), statistics)
 
-    def after_context(self, h: Tensor, context: Tensor, statistics: str | Statistics) -> Tensor:
-        """Logits of T tasks' images at their contexts: h (T, n, width, h, w), context (T, c).   (T, n, N)"""
+    def after_context(
+        self, h: Tensor, context: Tensor, statistics: Statistics | None = None, collected: Statistics | None = None
+    ) -> Tensor:
+        """Logits of T tasks' images at their contexts: h (T, n, width, h, w), context (T, c).   (T, n, N)
+
+        Every task's images are normalised by themselves, or by `statistics`, a pair a task as `collected` receives it.
+        """
         net, (T, n) = self.backbone, h.shape[:2]
         gamma, beta = self.film(context)[:, None, :, None, None].chunk(2, 2)  # (T, 1, width, 1, 1) each
         with net.autocast(h):
             x = torch.addcmul(beta, 1 + gamma, h).flatten(0, 1).contiguous(memory_format=net.layout)
-            x = net.blocks[3](net.blocks[2].after_norm(x), statistics)
+            x = net.blocks[3].before_norm(net.blocks[2].after_norm(x))
+            tasks = zip(x.split(n), statistics or ["batch"] * T)
+            x = net.blocks[3].after_norm(torch.cat([net.blocks[3].norm(t, s, collected) for t, s in tasks]))
         return self.head(x.flatten(1).to(context.dtype)).unflatten(0, (T, n))
 
 
-def adapt(model: Model, h: Tensor, y: Tensor, steps: int, config: Config, statistics, second_order=False) -> Tensor:
-    """c_k of every task, from `before_context` of its support images (T, S, width, h, w) and labels (T, S).   (T, c)"""
+def adapt(model: Model, h: Tensor, y: Tensor, steps: int, config: Config, second_order: bool = False) -> Tensor:
+    """c_k of every task, from `before_context` of its support images (T, S, width, h, w) and labels (T, S).   (T, c)
+
+    Batch norm above the context has the statistics of a task's support set.
+    """
     context = model.head.weight.new_zeros(len(h), config.context, requires_grad=True)
     for _ in range(steps):
-        logits = model.after_context(h, context, statistics)
+        logits = model.after_context(h, context)
         loss = F.cross_entropy(logits.flatten(0, 1), y.flatten()) * len(h)  # a sum over tasks: each has its own c
         context = context - config.inner_rate * torch.autograd.grad(loss, context, create_graph=second_order)[0]
     return context
@@ -92,13 +102,14 @@ def adapt(model: Model, h: Tensor, y: Tensor, steps: int, config: Config, statis
 def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tensor]:
     """Add the meta-gradient of the tasks' mean query loss to .grad; return loss and accuracy.
 
-    All tasks are one batch, normalised by its statistics; layers 1 and 2 know no task and see every image once.
+    Below the context all tasks are one batch, normalised by its statistics, which sees every image once; above it, a
+    task's support and query are normalised each by itself, as the tests do, and no task's context moves another's.
     """
     h = model.before_context(episode.images, "batch")  # (B, width, h, w)
     second_order = not config.first_order
     h_support, h_query = h[episode.support], h[episode.query]  # (T, S, width, h, w), (T, Q, width, h, w)
-    context = adapt(model, h_support, episode.y_support, config.inner_steps, config, "batch", second_order)
-    logits = model.after_context(h_query, context, "batch")  # (T, Q, N)
+    context = adapt(model, h_support, episode.y_support, config.inner_steps, config, second_order)
+    logits = model.after_context(h_query, context)  # (T, Q, N)
     loss = F.cross_entropy(logits.flatten(0, 1), episode.y_query.flatten())
     loss.backward()
     accuracy = (logits.detach().argmax(-1) == episode.y_query).float().mean()
@@ -109,24 +120,21 @@ def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tenso
 def predict(model: Model, episode: Episode, config: Config, transductive: bool = False) -> Tensor:
     """Logits of the query images at the adapted contexts.   (T, Q, N)
 
-    Inductive: batch norm with running averages, every image by itself. Transductive: a task's support and query
-    images each with the statistics of their own batch.
+    Inductive: batch norm below the context has running averages; above it, where activations differ with the context,
+    the support set's statistics at the adapted context. Transductive: those of the task's query batch.
     """
-
-    def logits(h_support, y_support, h_query, statistics):
-        with torch.enable_grad():
-            context = adapt(model, h_support, y_support, config.test_inner_steps, config, statistics)
-        return model.after_context(h_query, context.detach(), statistics)
-
-    if not transductive:
+    if transductive:
+        h_support = torch.stack([model.before_context(x, "batch") for x in episode.x_support])
+        h_query = torch.stack([model.before_context(x, "batch") for x in episode.x_query])
+    else:
         h = torch.cat([model.before_context(images, "running") for images in episode.images.split(200)])
-        return logits(h[episode.support], episode.y_support, h[episode.query], "running")
-    tasks = zip(episode.x_support, episode.y_support, episode.x_query)
-    parts = [
-        logits(model.before_context(x, "batch")[None], y[None], model.before_context(x_query, "batch")[None], "batch")
-        for x, y, x_query in tasks
-    ]
-    return torch.cat(parts)
+        h_support, h_query = h[episode.support], h[episode.query]  # (T, S, width, h, w), (T, Q, width, h, w)
+    with torch.enable_grad():
+        context = adapt(model, h_support, episode.y_support, config.test_inner_steps, config).detach()
+    statistics = None
+    if not transductive:
+        model.after_context(h_support, context, collected=(statistics := []))
+    return model.after_context(h_query, context, statistics)
 
 
 # From here on all scripts are the same.
