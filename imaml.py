@@ -33,8 +33,9 @@ class Config(Options):
     """gradient steps of a training task"""
     test_inner_steps: int = 16
     """gradient steps of a task in validation and test"""
-    inner_rate: float = 0.1
-    """the gradient steps' learning rate"""
+    inner_rate: float = 0.03
+    """the gradient steps' learning rate; below 2 / (strength + H's largest eigenvalue), which is 50 to 120 on Omniglot,
+    or the steps don't settle and (I + H / lambda) isn't positive definite"""
     strength: float = 2.0
     """lambda, of the proximal term"""
     cg_steps: int = 5
