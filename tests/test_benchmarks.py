@@ -36,3 +36,23 @@ def test_a_loop_vmap_and_groups_give_the_same_meta_gradient(data_dir, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (row,) = json.loads((tmp_path / "tasks-toy.json").read_text())["rows"]
     assert set(row["ms"]) == {"loop", "vmap", "groups"} and max(row["relative_error"].values()) < 1e-2
+
+
+@pytest.mark.slow
+def test_the_table_beside_peers_holds_what_was_measured_in_turns(tmp_path):
+    benchmark = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--quick", "--turns", "3", "--warmup", "1"]
+    done = subprocess.run(
+        [*benchmark, "--measures", "head", "episodes", "--out", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["processor"] and table["torch"]
+    keys = "measure algorithm setting ours theirs against unit ratio ratio_low ratio_high note"
+    for row in table["rows"]:
+        assert set(row) == set(keys.split()) and row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+    heads = [row for row in table["rows"] if row["measure"] == "head"]
+    assert len(heads) == 2 and all(row["ratio"] > 1 for row in heads)
+    ours, theirs = (float(word) for word in heads[0]["note"].removeprefix("relative gradient norms ").split(", "))
+    assert ours <= 1.2e-5 and 0 < theirs < 1e-2
+    assert {row["unit"] for row in table["rows"]} == {"ms", "episodes/s"}
+    assert (tmp_path / "table.md").read_text().count("| head |") == 2

@@ -24,7 +24,7 @@ SCRIPTS = {
     maml: "--inner-steps 1 --inner-rate 0.4",
     imaml: "--inner-steps 2 --test-inner-steps 4 --inner-rate 0.3 --strength 0.5 --cg-steps 2",
     reptile: "--train-shots 6 --inner-steps 4 --test-inner-steps 5 --inner-rate 0.01",
-    cavia: "--inner-rate 10 --learning-rate 0.01 --tasks 8",
+    cavia: "--inner-rate 10 --learning-rate 0.01 --tasks 8 --keep-border --train-queries 8",
 }
 each_script = pytest.mark.parametrize(
     "script",
