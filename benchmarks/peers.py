@@ -3,9 +3,11 @@
 Each returns (step, info) as worker.py has it; info["norm"] is of the meta-gradient on the same weights and episode.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
-from worker import Textbook, Work, episodes_of, gradient_norm, textbook_of
+from worker import EpisodeLoader, Textbook, Work, episodes_of, gradient_norm, images_and_labels, textbook_of
 
 INNER_RATE, CG_STEPS = 0.01, 5
 
@@ -122,14 +124,7 @@ def torchopt_implicit(spec: dict) -> Work:
 
 
 def _images_and_labels(spec: dict):
-    """Images (n, C, H, W) float and labels (n,) of the file that our loader draws from."""
-    from pathlib import Path
-
-    from common.episodes import EpisodeLoader
-
-    source = EpisodeLoader(Path(spec["path"]), 5, 1, 15, 1, memory="device")
-    labels = torch.repeat_interleave(torch.arange(len(source.count)), source.count)
-    return (source.pixels.float() - source.mean) / source.std, labels
+    return images_and_labels(EpisodeLoader(Path(spec["path"]), 5, 1, 15, 1, memory="device"))
 
 
 def easyfsl_episodes(spec: dict) -> Work:

@@ -189,15 +189,9 @@ def sklearn_heads(spec: dict) -> Work:
 
     def step():
         fits = (LogisticRegression(solver=spec["solver"], **options).fit(x, labels) for x, labels in zip(F_, Y_))
-        return torch.from_numpy(_stack(fit.coef_ for fit in fits))
+        return torch.stack([torch.from_numpy(fit.coef_) for fit in fits])
 
     return step, {"reached": relative_gradient(f, y, step(), strength)}
-
-
-def _stack(arrays):
-    import numpy as np
-
-    return np.stack(list(arrays))
 
 
 def lbfgs_heads(spec: dict) -> Work:
@@ -243,12 +237,17 @@ def indexed_episodes(spec: dict) -> Work:
     return step, {"episodes": spec["tasks"]}
 
 
+def images_and_labels(source: EpisodeLoader) -> tuple[Tensor, Tensor]:
+    """All its images (n, C, H, W), float, and labels (n,), for libraries that hold single images."""
+    labels = torch.repeat_interleave(torch.arange(len(source.count)), source.count)
+    return (source.pixels.float() - source.mean) / source.std, labels
+
+
 def loader_episodes(spec: dict) -> Work:
     """torch's DataLoader over a dataset of single images and a sampler of tasks, as most tutorials have it."""
     from torch.utils.data import DataLoader, TensorDataset
 
     source = EpisodeLoader(Path(spec["path"]), 5, 1, 15, 1, memory="device")
-    labels = torch.repeat_interleave(torch.arange(len(source.count)), source.count)
 
     class Tasks:
         def __iter__(self):
@@ -260,7 +259,7 @@ def loader_episodes(spec: dict) -> Work:
                     for i in torch.randperm(int(source.count[c]))[:16].tolist()
                 ]
 
-    data = TensorDataset((source.pixels.float() - source.mean) / source.std, labels)
+    data = TensorDataset(*images_and_labels(source))
     loader = DataLoader(data, batch_sampler=Tasks(), num_workers=spec["workers"])
     drawn = iter(loader)
     return lambda: [next(drawn) for _ in range(spec["tasks"])], {"episodes": spec["tasks"]}
