@@ -47,7 +47,7 @@ class Episode:
 
 
 class Warp(NamedTuple):
-    """Random augmentation of training images, one affine map an image; the defaults change nothing.
+    """Random augmentation: an affine map and a change of colour for each training image; the defaults change nothing.
 
     What all images of a class in a batch undergo alike makes it another class, of which there are never enough.
     """
@@ -58,6 +58,7 @@ class Warp(NamedTuple):
     shift: float = 0.0  # by up to this share of the image either way
     flip_class: bool = False  # mirror all images of a class alike, half of the classes
     rotate_class: float = 0.0  # turn all images of a class alike, by up to so many degrees either way
+    jitter: float = 0.0  # change brightness, contrast and saturation by up to this share either way
 
 
 class EpisodeLoader:
@@ -136,11 +137,11 @@ class EpisodeLoader:
             batch = self.ahead.pop(position, None) or self.reader.submit(self._draw, position)
             self.ahead = {self.position: self.reader.submit(self._draw, self.position)}
             episode, generator = batch.result()
+        if self.halved:
+            episode.images = F.avg_pool2d(episode.images, 2)
         if self.warp != Warp():
             images_a_class = self.pool[1] if self.pool else self.shots + self.queries
             episode.images = warp(episode.images, self.warp, images_a_class, generator)
-        if self.halved:
-            episode.images = F.avg_pool2d(episode.images, 2)
         return episode
 
     def _draw(self, position: int) -> tuple[Episode, torch.Generator]:
@@ -206,9 +207,9 @@ def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarra
 
 
 def warp(x: Tensor, how: Warp, images_a_class: int, generator: torch.Generator) -> Tensor:
-    """Every image of x (B, C, H, W) through its own random affine map; what comes in from outside repeats the edge.
+    """Every image of x (B, C, H, W) through its own random affine map and change of colour.
 
-    Runs of `images_a_class` images are of one class.
+    What comes in from outside repeats the edge. Runs of `images_a_class` images are of one class.
     """
     B, C, H, W = x.shape
 
@@ -216,18 +217,26 @@ def warp(x: Tensor, how: Warp, images_a_class: int, generator: torch.Generator) 
         values = torch.rand(B // repeats, generator=generator, device=x.device).repeat_interleave(repeats)
         return (2 * values - 1) * limit
 
-    angle = np.pi / 180 * (uniform(how.rotate) + uniform(how.rotate_class, images_a_class))
-    scale = torch.exp(uniform(np.log1p(how.zoom)))
-    mirror = torch.ones_like(scale)
+    mirror = x.new_ones(B)
     for flip, repeats in ((how.flip, 1), (how.flip_class, images_a_class)):
         mirror = torch.where(uniform(1.0, repeats) > 0, mirror, -mirror) if flip else mirror
-    if not any((how.rotate, how.zoom, how.shift, how.rotate_class)):
-        return torch.where(mirror[:, None, None, None] > 0, x, x.flip(3))
-    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    rows = [torch.stack([cos * mirror, -sin, 2 * uniform(how.shift)], -1)]
-    rows += [torch.stack([sin * mirror, cos, 2 * uniform(how.shift)], -1)]
-    grid = F.affine_grid(torch.stack(rows, 1).to(x.dtype), (B, C, H, W), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    if any((how.rotate, how.zoom, how.shift, how.rotate_class)):
+        angle = np.pi / 180 * (uniform(how.rotate) + uniform(how.rotate_class, images_a_class))
+        scale = torch.exp(uniform(np.log1p(how.zoom)))
+        cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+        rows = [torch.stack([cos * mirror, -sin, 2 * uniform(how.shift)], -1)]
+        rows += [torch.stack([sin * mirror, cos, 2 * uniform(how.shift)], -1)]
+        grid = F.affine_grid(torch.stack(rows, 1).to(x.dtype), (B, C, H, W), align_corners=False)
+        x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    elif how.flip or how.flip_class:
+        x = torch.where(mirror[:, None, None, None] > 0, x, x.flip(3))
+    if how.jitter:
+        brightness, contrast, saturation = (uniform(how.jitter)[:, None, None, None] for _ in range(3))
+        grey = x.mean(1, keepdim=True)
+        level = grey.mean((2, 3), keepdim=True)
+        # normalised images: a brightness of 0.1 is a tenth of the training images' standard deviation
+        x = level + brightness + (1 + contrast) * (grey - level + (1 + saturation) * (x - grey))
+    return x
 
 
 def _choose(among: int, k: int, generator: torch.Generator, rows: int, counts: Tensor | None = None) -> Tensor:

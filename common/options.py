@@ -85,6 +85,8 @@ class Options:
     """mirror all images of a training class alike, half of the classes: these are new classes"""
     rotate_class: float = 0.0
     """turn all images of a training class alike, by up to so many degrees either way: new classes too"""
+    jitter: float = 0.0
+    """change training images' brightness, contrast and saturation by up to this share"""
     eval_every: int = 500
     """meta-steps between validations"""
     val_episodes: int = 200
@@ -188,6 +190,7 @@ def _check(config: Options) -> None:
         "ways": 2, "shots": 1, "queries": 1, "tasks": 1, "batches": 0, "width": 1, "first_width": 0, "half_size": 0,
         "eval_every": 1, "val_episodes": 2, "test_episodes": 2, "train_ways": 0, "train_shots": 0, "train_queries": 0,
         "pool_classes": 0, "pool_images": 1, "learning_rate": 0, "weight_decay": 0, "steps": 0, "minutes": 0,
+        "jitter": 0,
     }  # fmt: skip
     for name, bound in least.items():
         value = getattr(config, name)

@@ -88,7 +88,7 @@ class Run:
         c = self.config
         ways, shots, queries = c.train_ways or c.ways, c.train_shots or c.shots, c.train_queries or c.queries
         pool = (c.pool_classes, c.pool_images) if c.pool_classes else None
-        warp = Warp(c.flip, c.rotate, c.zoom, c.shift, c.flip_class, c.rotate_class)
+        warp = Warp(c.flip, c.rotate, c.zoom, c.shift, c.flip_class, c.rotate_class, c.jitter)
         train = self._loader("train", ways, shots, queries, c.tasks // self.batches, seed=c.seed, pool=pool, warp=warp)
         tasks = max(1, 320 // (c.ways * (c.shots + c.queries)))  # some 320 images a batch
         val = self._loader(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.episodes import EpisodeLoader, UsageError, Warp
+from common.episodes import EpisodeLoader, UsageError, Warp, warp
 
 POOLS = (None, (8, 12))
 
@@ -101,6 +101,20 @@ def test_a_mirror_is_a_mirror_and_no_warp_changes_nothing(data_dir):
         assert is_mirror or torch.allclose(x, y, atol=1e-4)
         mirrored += is_mirror
     assert 0.3 < mirrored / len(plain.images) < 0.7
+
+
+def test_jitter_changes_brightness_contrast_and_saturation_within_its_limit(data_dir):
+    """Of an image of coloured stripes: its mean level, the spread of its grey levels, the spread around the grey."""
+    x = torch.tensor([1.0, 2.0, 4.0])[:, None, None] * torch.tensor([[1.0, 3.0]])  # (C, H, W)
+    y = warp(x.repeat(2000, 1, 1, 1), Warp(jitter=0.4), 1, torch.Generator().manual_seed(0))
+    grey = y.mean(1)
+    brightness = grey.mean((1, 2)) - x.mean()
+    contrast = (grey[:, 0, 1] - grey[:, 0, 0]) / (x.mean(0)[0, 1] - x.mean(0)[0, 0])
+    colour = (y[:, 2, 0, 0] - y[:, 0, 0, 0]) / (x[2, 0, 0] - x[0, 0, 0]) / contrast
+    for value, middle in ((brightness, 0.0), (contrast, 1.0), (colour, 1.0)):
+        assert abs(value.mean() - middle) < 0.03 and 0.37 < (value - middle).abs().max() < 0.4001
+    together = torch.corrcoef(torch.stack([brightness, contrast, colour]))
+    assert (together - torch.eye(3)).abs().max() < 0.08
 
 
 @pytest.mark.parametrize("pool", POOLS)
