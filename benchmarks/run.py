@@ -109,8 +109,8 @@ class Worker:
         self.log.close()
 
 
-def side_by_side(specs: dict[str, dict], options: Options) -> dict[str, Worker]:
-    """Workers that took turns; those that failed have an `error` instead of seconds."""
+def side_by_side(specs: dict, options: Options) -> dict:
+    """A worker for each spec, by the same names, that took turns; a failed one has an `error` instead of seconds."""
     workers = {name: Worker(spec) for name, spec in specs.items()}  # one starts after the other
     for _ in range(options.warmup + options.turns):
         for worker in workers.values():
@@ -162,45 +162,55 @@ def operations(algorithm: str, dataset: str, config: dict) -> float:
 
 
 def meta_steps(options: Options) -> list[dict]:
+    if options.quick:  # one start of each process, all in turns
+        return beside_peers("omniglot", 4, [name for name in OURS if name != "maml, first order"], options)
+    return [
+        made
+        for dataset in WIDTHS
+        for tasks in (4, 16)
+        for name in OURS
+        for made in beside_peers(dataset, tasks, [name], options)
+    ]
+
+
+def beside_peers(dataset: str, tasks: int, algorithms: list[str], options: Options) -> list[dict]:
+    """Rows of these algorithms' meta-steps, against the plain step, the operation count and each peer."""
+    width, bfloat16 = WIDTHS[dataset], meters.has_bfloat16(torch.device("cpu"))
+    specs = {("", "plain"): {"work": "plain"}, ("", "plain, in chunks"): {"work": "plain", "chunk": 80}}
+    for algorithm in algorithms:
+        told = OURS[algorithm]
+        ours = {"work": "ours", "algorithm": algorithm.split(",")[0], "options": told}
+        specs[algorithm, "ours"] = ours
+        if not options.quick:
+            specs |= {(algorithm, n): {"work": "peer", **told, **s} for n, s in PEERS.get(algorithm, {}).items()}
+            specs[algorithm, "ours, pool-norm"] = ours | {"options": {**told, "block": "pool-norm"}}
+        if bfloat16 and not options.quick:
+            specs[algorithm, "ours, bfloat16"] = ours | {"options": {**told, "precision": "bfloat16"}}
+    base = {"dataset": dataset, "width": width, "tasks": tasks}
+    workers = side_by_side({key: base | spec for key, spec in specs.items()}, options)
+    plain = min((workers.pop(key) for key in list(specs)[:2]), key=lambda w: statistics.median(w.seconds))
+    setting = f"{dataset} Conv4-{width}, {tasks} tasks"
     rows = []
-    for dataset, width in list(WIDTHS.items())[: 1 if options.quick else None]:
-        for tasks in (4,) if options.quick else (4, 16):
-            for algorithm, told in OURS.items():
-                if options.quick and algorithm == "maml, first order":
-                    continue
-                base = {"dataset": dataset, "width": width, "tasks": tasks}
-                ours = {"work": "ours", "algorithm": algorithm.split(",")[0], "options": told}
-                specs = {"ours": ours, "plain": {"work": "plain"}, "plain, in chunks": {"work": "plain", "chunk": 80}}
-                peers = {} if options.quick else PEERS.get(algorithm, {})
-                specs |= {name: {"work": "peer", **told, **spec} for name, spec in peers.items()}
-                if not options.quick:
-                    specs["ours, pool-norm"] = {**ours, "options": {**told, "block": "pool-norm"}}
-                    if meters.has_bfloat16(torch.device("cpu")):
-                        specs["ours, bfloat16"] = {**ours, "options": {**told, "precision": "bfloat16"}}
-                workers = side_by_side({name: base | spec for name, spec in specs.items()}, options)
-                us = workers.pop("ours")
-                if us.error:
-                    raise SystemExit(f"{algorithm}: {us.error}")
-                setting = f"{dataset} Conv4-{width}, {tasks} tasks"
+    for algorithm in algorithms:
+        us = workers.pop((algorithm, "ours"))
+        if us.error:
+            raise SystemExit(f"{algorithm}: {us.error}")
 
-                def add(against, theirs, note=""):
-                    rows.append(row("meta_step", algorithm, setting, us, theirs, against, note))
+        def add(against, theirs, note):
+            rows.append(row("meta_step", algorithm, setting, us, theirs, against, note))
 
-                bounds = [workers.pop("plain"), workers.pop("plain, in chunks")]
-                best = min(bounds, key=lambda w: statistics.median(w.seconds))
-                add("plain", best, "one forward and backward of the same images, the best of two chunkings")
-                share = operations(algorithm, dataset, told)
-                if share != 1:
-                    add("operation count", best, f"the plain step's speed times {share:.2f}")
-                    for key in ("theirs", "ratio", "ratio_low", "ratio_high"):
-                        rows[-1][key] *= share
-                for name, reason in {} if options.quick else NOT_RUN.get(algorithm, {}).items():
-                    unmeasured = dict.fromkeys(("theirs", "ratio", "ratio_low", "ratio_high"))
-                    rows.append(rows[-1] | unmeasured | {"against": name, "note": reason})
-                for name, worker in workers.items():
-                    same = abs(worker.info.get("norm", 0) / us.info["norm"] - 1) < 1e-3
-                    norms = f"gradient norms {us.info['norm']:.6g}, {worker.info.get('norm', 0):.6g}"
-                    add(name, worker, norms if same or name.startswith("ours") else f"not the same work: {norms}")
+        add("plain", plain, "one forward and backward of the same images, the best of two chunkings")
+        share = operations(algorithm, dataset, OURS[algorithm])
+        if share != 1:
+            add("operation count", plain, f"the plain step's speed times {share:.2f}")
+            rows[-1] |= {key: share * rows[-1][key] for key in ("theirs", "ratio", "ratio_low", "ratio_high")}
+        for (_, name), worker in ((key, w) for key, w in workers.items() if key[0] == algorithm):
+            same = abs(worker.info.get("norm", 0) / us.info["norm"] - 1) < 1e-3
+            norms = f"gradient norms {us.info['norm']:.6g}, {worker.info.get('norm', 0):.6g}"
+            add(name, worker, norms if same or name.startswith("ours") else f"not the same work: {norms}")
+        for name, reason in {} if options.quick else NOT_RUN.get(algorithm, {}).items():
+            rows.append(rows[-1] | dict.fromkeys(("theirs", "ratio", "ratio_low", "ratio_high")))
+            rows[-1] |= {"against": name, "note": reason}
     return rows
 
 
