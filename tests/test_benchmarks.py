@@ -56,3 +56,20 @@ def test_the_table_beside_peers_holds_what_was_measured_in_turns(tmp_path):
     assert ours <= 1.2e-5 and 0 < theirs < 1e-2
     assert {row["unit"] for row in table["rows"]} == {"ms", "episodes/s"}
     assert (tmp_path / "table.md").read_text().count("| head |") == 2
+
+
+@pytest.mark.slow
+def test_settings_are_compared_over_seeds_and_a_stopped_comparison_goes_on(data_dir, tmp_path):
+    benchmark = [sys.executable, str(ROOT / "benchmarks" / "compare.py"), "--name", "widths", "--out", str(tmp_path)]
+    shared = f"dataset=toy data-dir={data_dir} steps=2 tasks=2 val-episodes=2 test-episodes=4 flip".split()
+    variants = ["width=4", "width=8,block=norm-pool"]
+    for seeds in ["0"], ["0", "1"]:
+        what = ["--options", *shared, "--variants", *variants, "--seeds", *seeds]
+        done = subprocess.run([*benchmark, *what], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    runs = json.loads((tmp_path / "widths.json").read_text())["runs"]
+    assert [(run["variant"], run["seed"]) for run in runs] == [(v, s) for s in (0, 1) for v in variants]
+    assert [(run["width"], run["block"]) for run in runs[:2]] == [(4, "pool-norm"), (8, "norm-pool")]
+    row = (tmp_path / "widths.md").read_text().strip().splitlines()[-1]
+    gain = sum(r["test_accuracy"] * (1 if r["width"] == 8 else -1) for r in runs) / 2
+    assert row.startswith("| width=8,block=norm-pool |") and f"| {gain:+.4f} (" in row

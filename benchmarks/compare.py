@@ -1,0 +1,93 @@
+"""Settings of a script against each other: the same training with each, over seeds, as one table of test accuracies.
+
+    python benchmarks/compare.py --name blocks-omniglot --options dataset=omniglot minutes=1 \\
+        --variants block=norm-pool block=pool-norm
+
+Variants take turns, seed by seed, so that a machine that slows down slows them alike. What is in the table already
+isn't run again: the command goes on where it was stopped.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common import meters  # noqa: E402
+from common.run import command  # noqa: E402
+
+
+@dataclass
+class Options:
+    name: str
+    """of the table: OUT/NAME.md and OUT/NAME.json"""
+    variants: tuple[str, ...]
+    """settings to compare, the first with each other one: option=value or a flag, several with commas between"""
+    script: str = "convex_imaml.py"
+    options: tuple[str, ...] = ("dataset=omniglot", "minutes=1")
+    """what all of them share, option=value"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    out: Path = ROOT / "results" / "compare"
+
+
+def train(options: Options, variant: str, seed: int) -> dict:
+    """result.json of a run of its own."""
+    given = [*options.options, *variant.split(","), f"seed={seed}"]
+    with tempfile.TemporaryDirectory() as folder:
+        words = [f"--{word}" for word in given]
+        subprocess.run([sys.executable, str(ROOT / options.script), *words, "--out", f"{folder}/run"], check=True)
+        return json.loads(Path(folder, "run", "result.json").read_text())
+
+
+def as_table(runs: list[dict], options: Options, machine: dict) -> str:
+    lines = [f"{options.script}, {', '.join(options.options)}; inductive, 95 % CI of a run's test episodes.", ""]
+    lines += [", ".join(f"{k}: {v}" for k, v in machine.items()), ""]
+    seeds = sorted({run["seed"] for run in runs})
+    heads = ["setting", *(f"seed {s}" for s in seeds), "mean", "minus the first (each seed)", "steps", "ms a step"]
+    lines += ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    first = {run["seed"]: run["test_accuracy"] for run in runs if run["variant"] == options.variants[0]}
+    for variant in options.variants:
+        mine = {run["seed"]: run for run in runs if run["variant"] == variant}
+        if not mine:
+            continue
+        shown = [f"{mine[s]['test_accuracy']:.4f} ± {mine[s]['test_ci95']:.4f}" if s in mine else "" for s in seeds]
+        less = [mine[s]["test_accuracy"] - first[s] for s in seeds if s in mine and s in first]
+        against = f"{statistics.mean(less):+.4f} ({', '.join(f'{d:+.4f}' for d in less)})"
+        mean = statistics.mean(run["test_accuracy"] for run in mine.values())
+        steps, ms = (statistics.median(run[key] for run in mine.values()) for key in ("steps", "step_ms"))
+        cells = [variant, *shown, f"{mean:.4f}", against if variant != options.variants[0] else "", f"{steps:,.0f}"]
+        lines.append("| " + " | ".join([*cells, f"{ms:.0f}"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    options = tyro.cli(Options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    saved, table = options.out / f"{options.name}.json", options.out / f"{options.name}.md"
+    machine = {**meters.hardware(torch.device("cpu")), "torch": torch.__version__, "cores": os.cpu_count()}
+    same = {"script": options.script, "options": list(options.options)}
+    before = json.loads(saved.read_text()) if saved.exists() else {**machine, **same, "runs": []}
+    if {key: before[key] for key in same} != same:
+        raise SystemExit(f"{saved} is of {before['script']} with {before['options']}; give another --name")
+    runs = before["runs"]
+    for seed in options.seeds:
+        for variant in options.variants:
+            if any(run["variant"] == variant and run["seed"] == seed for run in runs):
+                continue
+            runs.append({"variant": variant, **train(options, variant, seed)})
+            saved.write_text(json.dumps(before, indent=1))
+            table.write_text(as_table(runs, options, machine))
+    print(as_table(runs, options, machine))
+
+
+if __name__ == "__main__":
+    command(main)
