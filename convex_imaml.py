@@ -52,8 +52,15 @@ SETTINGS = {
     "glyphs": dict(CHARACTERS, minutes=2.0),
     "omniglot": dict(CHARACTERS, minutes=20.0, width=128),
     "miniimagenet": dict(
-        PICTURES, minutes=60.0, half_size=0.5, width=128, first_width=64,
-        jitter=0.3, shift=0.1, zoom=0.15, weight_decay=0.02,
+        PICTURES,
+        minutes=60.0,
+        half_size=0.5,
+        width=128,
+        first_width=64,
+        jitter=0.3,
+        shift=0.1,
+        zoom=0.15,
+        weight_decay=0.02,
     ),  # fmt: skip
     "other": dict(PICTURES, minutes=30.0),
 }

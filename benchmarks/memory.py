@@ -1,10 +1,11 @@
-"""Peak memory and time of a meta-step against the number of inner steps, for all six algorithms.
+"""Peak memory and time of a meta-step against the number of inner steps, or of tasks, for all six algorithms.
 
 Every cell runs in a process of its own, whose peak resident memory (on CUDA: peak allocated memory) is read after a
 few meta-steps; freed memory goes back to the system here, so that the peak is of memory in use. MAML keeps the graph
 of its inner steps and grows with them; iMAML and Convex iMAML don't.
 
     python benchmarks/memory.py --out results/benchmarks
+    python benchmarks/memory.py --over tasks --out results/benchmarks
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -23,11 +25,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import SCRIPTS  # noqa: E402
 from common import meters  # noqa: E402
 from common.episodes import EpisodeLoader  # noqa: E402
 from common.run import command  # noqa: E402
-
-SCRIPTS = ("maml", "imaml", "convex_maml", "convex_imaml", "reptile", "cavia")
 
 
 @dataclass
@@ -35,8 +36,12 @@ class Options:
     dataset: str = "omniglot"
     data_dir: Path = ROOT / "data"
     algorithms: tuple[str, ...] = SCRIPTS
-    inner_steps: tuple[int, ...] = (1, 5, 10, 20, 50)
-    tasks: int = 4
+    over: Literal["inner_steps", "tasks"] = "inner_steps"
+    """what grows"""
+    inner_steps: tuple[int, ...] = ()
+    """1 5 10 20 50 where they grow, else 5"""
+    tasks: tuple[int, ...] = ()
+    """of a meta-step: 1 4 16 64 where they grow, else 4"""
     width: int = 64
     meta_steps: int = 3
     """measured; the first of them is left out of the time"""
@@ -44,9 +49,13 @@ class Options:
     """for each cell, of which the lowest peak counts: on a CPU it differs by some 2 % from one to the next"""
     device: str = "cpu"
     out: Path | None = None
-    """folder for memory-DATASET.md, .json and .png"""
-    cell: tuple[str, int] | None = None
-    """one algorithm and number of inner steps, measured in this process"""
+    """folder for memory-DATASET.md, .json and .png, or memory-tasks-DATASET.md and so on"""
+    cell: tuple[str, int, int] | None = None
+    """one algorithm, number of inner steps and of tasks, measured in this process"""
+
+    def __post_init__(self):
+        self.inner_steps = self.inner_steps or ((1, 5, 10, 20, 50) if self.over == "inner_steps" else (5,))
+        self.tasks = self.tasks or ((1, 4, 16, 64) if self.over == "tasks" else (4,))
 
 
 def settings(name: str, steps: int) -> dict:
@@ -56,11 +65,11 @@ def settings(name: str, steps: int) -> dict:
 
 def measure(options: Options) -> None:
     """Print one cell as JSON."""
-    name, steps = options.cell
+    name, steps, tasks = options.cell
     script, device = importlib.import_module(name), torch.device(options.device)
     config = script.Config(width=options.width, **settings(name, steps))
     path = options.data_dir / options.dataset / "train.h5"
-    loader = EpisodeLoader(path, 5, 1, 15, options.tasks, device, memory="mapped")
+    loader = EpisodeLoader(path, 5, 1, 15, tasks, device, memory="mapped")
     model = script.Model(loader.image_shape, config, device)
     before, seconds, taken = meters.peak_mib(device), [], steps
     for _ in range(options.meta_steps):
@@ -71,7 +80,13 @@ def measure(options: Options) -> None:
         if name == "convex_imaml":
             taken = int(statistics_["iterations"].max())
         model.zero_grad()
-    cell = {"algorithm": name, "inner_steps": steps, "taken": taken, "peak_mib": meters.peak_mib(device)}
+    cell = {
+        "algorithm": name,
+        "inner_steps": steps,
+        "tasks": tasks,
+        "taken": taken,
+        "peak_mib": meters.peak_mib(device),
+    }
     cell |= {"above_start_mib": cell["peak_mib"] - before, "ms": 1e3 * statistics.median(seconds[1:])}
     print(json.dumps(cell))
 
@@ -81,10 +96,11 @@ def main() -> None:
     if options.cell:
         return measure(options)
     cells = []
-    arguments = [f"--{k.replace('_', '-')}={getattr(options, k)}" for k in ("dataset", "data_dir", "tasks", "width")]
+    arguments = [f"--{k.replace('_', '-')}={getattr(options, k)}" for k in ("dataset", "data_dir", "width")]
     arguments += [f"--meta-steps={options.meta_steps}", f"--device={options.device}"]
-    for name, steps in tqdm([(name, steps) for name in options.algorithms for steps in options.inner_steps]):
-        worker = [sys.executable, __file__, *arguments, "--cell", name, str(steps)]
+    wanted = [(name, k, t) for name in options.algorithms for k in options.inner_steps for t in options.tasks]
+    for name, steps, tasks in tqdm(wanted):
+        worker = [sys.executable, __file__, *arguments, "--cell", name, str(steps), str(tasks)]
         measured = []
         for _ in range(options.processes):
             done = subprocess.run(worker, capture_output=True, text=True)
@@ -96,7 +112,7 @@ def main() -> None:
     print(table)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        target = options.out / f"memory-{options.dataset}"
+        target = options.out / f"memory-{'tasks-' if options.over == 'tasks' else ''}{options.dataset}"
         described = {k: str(v) for k, v in dataclasses.asdict(options).items() if k not in ("cell", "out", "data_dir")}
         hardware = meters.hardware(torch.device(options.device))
         content = {"options": described, "torch": torch.__version__, **hardware, "cells": cells}
@@ -106,9 +122,10 @@ def main() -> None:
 
 
 def as_table(cells: list[dict], options: Options) -> str:
-    """Rows of MiB at the peak (ms a meta-step) for each number of inner steps, and the growth from least to most."""
-    lines = ["| peak MiB (ms a meta-step) | " + " | ".join(f"{k} steps" for k in options.inner_steps) + " | growth |"]
-    lines.append("| --- " * (len(options.inner_steps) + 2) + "|")
+    """Rows of MiB at the peak (ms a meta-step) for each number of what grows, and the growth from least to most."""
+    sizes, unit = getattr(options, options.over), options.over.replace("_", " ")
+    lines = ["| peak MiB (ms a meta-step) | " + " | ".join(f"{k} {unit}" for k in sizes) + " | growth |"]
+    lines.append("| --- " * (len(sizes) + 2) + "|")
     for name in options.algorithms:
         row = [cell for cell in cells if cell["algorithm"] == name]
         peaks = [cell["peak_mib"] for cell in row]
@@ -120,13 +137,15 @@ def as_table(cells: list[dict], options: Options) -> str:
 def plot(cells: list[dict], picture: Path, options: Options) -> None:
     import matplotlib.pyplot as plt
 
+    sizes, unit = getattr(options, options.over), options.over.replace("_", " ")
+    fixed = f"{options.tasks[0]} tasks" if options.over == "inner_steps" else f"{options.inner_steps[0]} inner steps"
     figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for name in options.algorithms:
         row = [cell for cell in cells if cell["algorithm"] == name]
         for axes, key in zip(panels, ("peak_mib", "ms")):
-            axes.plot(options.inner_steps, [cell[key] for cell in row], marker="o", label=name)
-    panels[0].set(xlabel="inner steps", ylabel="peak memory, MiB", title=f"{options.dataset}, {options.tasks} tasks")
-    panels[1].set(xlabel="inner steps", ylabel="ms a meta-step")
+            axes.plot(sizes, [cell[key] for cell in row], marker="o", label=name)
+    panels[0].set(xlabel=unit, ylabel="peak memory, MiB", title=f"{options.dataset}, {fixed}")
+    panels[1].set(xlabel=unit, ylabel="ms a meta-step")
     panels[0].legend()
     for axes in panels:
         axes.grid(alpha=0.3)

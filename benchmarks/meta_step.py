@@ -1,13 +1,12 @@
 """What Convex iMAML's meta-step costs above one plain forward and backward of its backbone over the same images.
 
 In one process, in turn on the same episodes, the first steps left out: the plain step, the meta-step, and the head
-solver alone (its solve and its implicit gradient). Before that, resident memory over many meta-steps of few tasks.
+solver alone (its solve and its implicit gradient).
 
     python benchmarks/meta_step.py --dataset omniglot --out results/benchmarks
 """
 
 import json
-import os
 import statistics
 import sys
 from dataclasses import dataclass
@@ -38,20 +37,8 @@ class Options:
     warmup: int = 10
     """steps of each kind that aren't counted"""
     repeats: int = 30
-    memory_tasks: int = 2
-    """tasks of the meta-steps in which memory is watched"""
-    memory_steps: int = 2000
-    """meta-steps over which resident memory is watched; 0: not at all"""
     out: Path | None = None
     """folder for meta_step-DATASET.json"""
-
-
-def resident_mib() -> float:
-    """Memory of this process now (Linux; its peak elsewhere)."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    except OSError:
-        return meters.peak_mib(torch.device("cpu"))
 
 
 def main() -> None:
@@ -63,24 +50,9 @@ def main() -> None:
     config = Config(**{**settings, "dataset": options.dataset, "width": options.width})
     path = ROOT / "data" / options.dataset / "train.h5"
 
-    def loader_of(tasks):
-        return EpisodeLoader(
-            path, options.ways, options.shots, options.queries, tasks, device, image_size=config.image_size
-        )
-
-    loader = loader_of(options.memory_tasks)
+    loader = EpisodeLoader(path, options.ways, options.shots, options.queries, options.tasks, device)
     model = Model(loader.image_shape, config, device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)  # so that the heads to solve change from step to step
-
-    resident = {}  # first, before larger batches leave memory behind that a leak could hide in
-    for step in trange(1, options.memory_steps + 1, leave=False):
-        meta_step(model, loader.sample(), config)
-        optimizer.step()
-        optimizer.zero_grad()
-        if step in (20, options.memory_steps) or step % max(1, options.memory_steps // 4) == 0:
-            resident[step] = round(resident_mib())
-
-    loader = loader_of(options.tasks)
     seconds = {"plain": [], "meta_step": [], "solver": []}
 
     def timed(name, work):
@@ -110,8 +82,7 @@ def main() -> None:
         "plain_ms": 1e3 * statistics.median(counted["plain"]),
         "meta_step_ms": 1e3 * statistics.median(counted["meta_step"]),
         "solver_ms": 1e3 * statistics.median(counted["solver"]), "ratio": median, "ratio_quartiles": [low, high],
-        "solver_share": statistics.median(shares), "memory_tasks": options.memory_tasks, "resident_mib": resident,
-        "torch": torch.__version__, **meters.hardware(device),
+        "solver_share": statistics.median(shares), "torch": torch.__version__, **meters.hardware(device),
     }  # fmt: skip
 
     print(
@@ -120,8 +91,6 @@ def main() -> None:
         f"meta-step {result['meta_step_ms']:.1f} ms, ratio {median:.3f} (quartiles {low:.3f} to {high:.3f}), "
         f"solver {result['solver_ms']:.1f} ms = {100 * result['solver_share']:.1f} % of the meta-step"
     )
-    if options.memory_steps:
-        print("resident MiB after steps: " + ", ".join(f"{k}: {v}" for k, v in resident.items()))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / f"meta_step-{options.dataset}.json").write_text(json.dumps(result, indent=1))

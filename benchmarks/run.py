@@ -137,6 +137,16 @@ def row(measure: str, algorithm: str, setting: str, ours: Worker, theirs: Worker
     return made
 
 
+def single(
+    measure: str, algorithm: str, setting: str, ours: float, theirs: float, against: str, unit: str, note: str = ""
+) -> dict:
+    """A row of what was measured once."""
+    made = {"measure": measure, "algorithm": algorithm, "setting": setting, "ours": ours, "theirs": theirs}
+    ratio = theirs / ours
+    made |= {"against": against, "unit": unit, "ratio": ratio, "ratio_low": ratio, "ratio_high": ratio}
+    return made | {"note": note}
+
+
 def operations(algorithm: str, dataset: str, config: dict) -> float:
     """Convolutions' operations of a meta-step's task over those of a plain step on its images (5 support, 75 query).
 
@@ -274,7 +284,16 @@ def episodes(options: Options) -> list[dict]:
     workers = side_by_side({name: base | spec for name, spec in specs.items()}, options)
     us = workers.pop("ours")
     setting = "glyphs, 5 ways, 1 shot, 15 queries, 16 at a time"
-    return [row("episodes", "EpisodeLoader", setting, us, worker, name) for name, worker in workers.items()]
+    rows = [row("episodes", "EpisodeLoader", setting, us, worker, name) for name, worker in workers.items()]
+    for key, unit, setting in (
+        ("start_ms", "ms", "glyphs, from the .h5 to the first 16 episodes"),
+        ("mib", "MiB", "glyphs, host memory taken until the first 16 episodes"),
+    ):
+        for name, worker in workers.items():
+            if not worker.error:
+                values = us.info[key], worker.info[key]
+                rows.append(single("episodes", "EpisodeLoader", setting, *values, name, unit, "one process each"))
+    return rows
 
 
 def memory(options: Options) -> list[dict]:
@@ -287,14 +306,12 @@ def memory(options: Options) -> list[dict]:
         benchmark = [sys.executable, str(Path(__file__).with_name("memory.py")), *arguments]
         subprocess.run(benchmark, check=True, stdout=subprocess.DEVNULL)
         cells = json.loads((Path(folder) / "memory-glyphs.json").read_text())["cells"]
-    rows = []
-    for one, many in zip(cells[::2], cells[1::2]):
-        made = {"measure": "memory", "algorithm": one["algorithm"], "setting": f"glyphs, 4 tasks, {most} inner steps"}
-        ratio = one["peak_mib"] / many["peak_mib"]
-        made |= {"ours": many["peak_mib"], "theirs": one["peak_mib"], "against": "itself, 1 inner step", "unit": "MiB"}
-        note = "1 is a peak that doesn't grow with the inner steps"
-        rows.append(made | {"ratio": ratio, "ratio_low": ratio, "ratio_high": ratio, "note": note})
-    return rows
+    note = "1 is a peak that doesn't grow with the inner steps"
+    setting, against = f"glyphs, 4 tasks, {most} inner steps", "itself, 1 inner step"
+    return [
+        single("memory", one["algorithm"], setting, many["peak_mib"], one["peak_mib"], against, "MiB", note)
+        for one, many in zip(cells[::2], cells[1::2])
+    ]
 
 
 MEASURES = {"meta_step": meta_steps, "backbone": backbones, "head": heads, "episodes": episodes, "memory": memory}

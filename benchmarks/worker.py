@@ -2,7 +2,7 @@
 
 run.py starts several such processes and asks them in turn, so that what is compared shares the machine's moments, yet
 no process has another's allocator settings. The first line printed describes the work (and holds the norm of its
-gradient); every further line is the seconds that one turn took.
+gradient, or what it took to draw the first episodes); every further line is the seconds that one turn took.
 """
 
 import json
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from common import meters  # noqa: E402
 from common.conv4 import Conv4  # noqa: E402
 from common.episodes import Episode, EpisodeLoader  # noqa: E402
 from common.run import keep_memory  # noqa: E402
@@ -275,7 +276,12 @@ if __name__ == "__main__":
     spec = json.loads(sys.argv[1])
     if spec.get("keep_memory"):
         keep_memory()
+    before, start = meters.peak_mib(CPU), time.perf_counter()
     step, info = globals()[spec["work"]](spec)
+    if "episodes" in info:
+        step()
+        info["start_ms"] = 1e3 * (time.perf_counter() - start)
+        info["mib"] = meters.peak_mib(CPU) - before
     print(json.dumps(info), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from common.options import ROOT
@@ -25,6 +26,48 @@ def test_memory_grows_with_mamls_inner_steps_and_stays_flat_for_the_implicit_met
     assert many["convex_imaml"]["taken"] > few["convex_imaml"]["taken"] == 1
     assert (tmp_path / "memory-toy.md").read_text().count("| ") > 10
     assert (tmp_path / "memory-toy.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+def test_memory_over_tasks_and_over_steps_is_read_from_the_process(data_dir, tmp_path):
+    def run(script, options):
+        words = [f"benchmarks/{script}.py", "--data-dir", str(data_dir), "--dataset", "toy", *options.split()]
+        done = subprocess.run(
+            [sys.executable, *words, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    run("memory", "--over tasks --algorithms convex_imaml --tasks 1 64 --processes 1 --meta-steps 2")
+    one, many = json.loads((tmp_path / "memory-tasks-toy.json").read_text())["cells"]
+    assert (one["tasks"], many["tasks"]) == (1, 64) and many["peak_mib"] > one["peak_mib"] + 100
+    run("steady", "--algorithms convex_maml maml --steps 80 --width 8")
+    for cell in json.loads((tmp_path / "steady-toy.json").read_text())["cells"]:
+        assert len(cell["resident_mib"]) == 5 and len(cell["faults_a_step"]) == 4
+        assert abs(cell["resident_mib"][-1] / cell["resident_mib"][0] - 1) < 0.05
+
+
+@pytest.mark.slow
+def test_the_largest_costs_of_a_step_are_named(data_dir, tmp_path):
+    benchmark = [sys.executable, str(ROOT / "benchmarks" / "costs.py"), "--data-dir", str(data_dir), "--dataset", "toy"]
+    options = ["--algorithms", "convex_imaml", "reptile", "--warmup", "1", "--steps", "2", "--out", str(tmp_path)]
+    done = subprocess.run([*benchmark, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for row in json.loads((tmp_path / "costs-toy.json").read_text())["rows"]:
+        shares = [share for _, _, share in row["operations"]]
+        assert row["ms"] > 0 and shares == sorted(shares, reverse=True) and 0 < sum(shares) < 1
+        assert any("conv" in name for name, _, _ in row["operations"])
+
+
+@pytest.mark.slow
+def test_the_heads_time_grows_by_an_exponent_that_is_fitted(tmp_path):
+    benchmark = [sys.executable, str(ROOT / "benchmarks" / "heads.py"), "--repeats", "1", "--most", "64"]
+    done = subprocess.run([*benchmark, "--out", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = {row["grows"]: row for row in json.loads((tmp_path / "heads.json").read_text())["rows"]}
+    assert rows["ways"]["sizes"] == [2, 4, 8, 16, 32, 64] and all(ms > 0 for ms in rows["ways"]["ms"])
+    slopes = np.diff(np.log(rows["ways"]["ms"][3:])) / np.log(2)
+    assert slopes.min() <= rows["ways"]["exponent"] <= slopes.max()
+    assert (tmp_path / "heads.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.slow
@@ -54,7 +97,7 @@ def test_the_table_beside_peers_holds_what_was_measured_in_turns(tmp_path):
     assert len(heads) == 2 and all(row["ratio"] > 1 for row in heads)
     ours, theirs = (float(word) for word in heads[0]["note"].removeprefix("relative gradient norms ").split(", "))
     assert ours <= 1.2e-5 and 0 < theirs < 1e-2
-    assert {row["unit"] for row in table["rows"]} == {"ms", "episodes/s"}
+    assert {row["unit"] for row in table["rows"]} == {"ms", "episodes/s", "MiB"}
     assert (tmp_path / "table.md").read_text().count("| head |") == 2
 
 

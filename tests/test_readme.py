@@ -38,9 +38,10 @@ def test_every_file_and_picture_that_the_readme_names_exists():
 
 
 def test_every_option_that_the_readme_names_is_one_of_a_command():
-    from benchmarks import memory, meta_step
+    from benchmarks import SCRIPTS, compare, costs, heads, memory, meta_step, run, steady, tasks
 
-    options = [importlib.import_module(name).Config for name in memory.SCRIPTS] + [meta_step.Options]
+    benchmarks = (compare, costs, heads, memory, meta_step, run, steady, tasks)
+    options = [importlib.import_module(name).Config for name in SCRIPTS] + [b.Options for b in benchmarks]
     known = {name.replace("_", "-") for option in options for name in option.__dataclass_fields__}
     known |= set(re.findall(r'"--([a-z-]+)"', (ROOT / "data_prep" / "build.py").read_text())) | {"nproc-per-node"}
     assert set(re.findall(r"--([a-z][a-z-]+)", README)) <= known

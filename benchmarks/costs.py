@@ -1,0 +1,101 @@
+"""Where a training step's time goes: the operations that cost each script most, by torch.profiler.
+
+A step here is all of it: drawing the episodes, augmentation, meta-gradient, clipping and the optimiser's step, with a
+script's settings for the data set. Time is an operation's own, without what it calls.
+
+    python benchmarks/costs.py --dataset omniglot --out results/benchmarks
+"""
+
+import importlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import SCRIPTS  # noqa: E402
+from common import meters  # noqa: E402
+from common.run import Run, command, outer_optimizer  # noqa: E402
+
+
+@dataclass
+class Options:
+    dataset: str = "omniglot"
+    data_dir: Path = ROOT / "data"
+    algorithms: tuple[str, ...] = SCRIPTS
+    operations: int = 3
+    """shown of each script"""
+    warmup: int = 10
+    steps: int = 10
+    """profiled"""
+    device: str = "auto"
+    out: Path | None = None
+    """folder for costs-DATASET.md and .json"""
+
+
+def costs(name: str, options: Options) -> dict:
+    """{"algorithm", "ms": of a step, "operations": [[name, calls a step, share of the step], ...]}"""
+    script = importlib.import_module(name)
+    settings = script.SETTINGS.get(options.dataset, script.SETTINGS["other"])
+    shared = {"dataset": options.dataset, "data_dir": options.data_dir, "device": options.device}
+    config = script.Config(**{**settings, **shared})
+    run = Run(config, script.__file__)
+    train, _, _ = run.loaders()
+    model = script.Model(train.image_shape, config, run.device)
+    optimizer = outer_optimizer(model, config)
+    on_device = run.device.type == "cuda"
+
+    def step():
+        optimizer.zero_grad()
+        for episode in run.draw(train, model):
+            script.meta_step(model, episode, config)
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        run.step += 1
+
+    run.progress = 1.0  # the last part of training, on images of full size
+    for _ in range(options.warmup):
+        step()
+    start = meters.clock(run.device)
+    for _ in range(options.steps):
+        step()
+    seconds = meters.clock(run.device) - start
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_device
+    with profile(activities=activities) as profiled:
+        for _ in range(options.steps):
+            step()
+        meters.clock(run.device)
+    times = {e.key: (e.self_device_time_total if on_device else e.self_cpu_time_total, e.count)
+             for e in profiled.key_averages()}  # fmt: skip
+    total = sum(time for time, _ in times.values())
+    largest = sorted(times.items(), key=lambda item: -item[1][0])[: options.operations]
+    shown = [[key.removeprefix("aten::"), count / options.steps, time / total] for key, (time, count) in largest]
+    return {"algorithm": name, "ms": 1e3 * seconds / options.steps, "operations": shown}
+
+
+def main() -> None:
+    options = tyro.cli(Options)
+    rows = [costs(name, options) for name in options.algorithms]
+    heads = ["script", "ms a step", *(f"cost {i + 1}" for i in range(options.operations))]
+    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for row in rows:
+        cells = [f"{key}, {calls:.0f} calls: {100 * share:.0f} %" for key, calls, share in row["operations"]]
+        lines.append("| " + " | ".join([row["algorithm"], f"{row['ms']:.0f}", *cells]) + " |")
+    table = "\n".join(lines) + "\n"
+    print(table)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        about = {"dataset": options.dataset, "torch": torch.__version__, **meters.hardware(torch.device("cpu"))}
+        (options.out / f"costs-{options.dataset}.json").write_text(json.dumps(about | {"rows": rows}, indent=1))
+        (options.out / f"costs-{options.dataset}.md").write_text(table)
+
+
+if __name__ == "__main__":
+    command(main)
