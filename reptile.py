@@ -160,11 +160,10 @@ def main() -> None:
 
     while run.progress < 1 and not config.evaluate:
         optimizer.zero_grad()
-        for episode in run.draw(train, model):
-            statistics = meta_step(model, episode, config)
+        batches = [meta_step(model, episode, config) for episode in run.draw(train, model)]
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
-        run.count(optimizer, gradient_norm=norm, **statistics)
+        run.count(optimizer, batches, norm)
         if run.row_due:
             with run.clock_stopped():
                 validation = evaluate(model, val, config.val_episodes, config) if run.validation_due else None

@@ -21,7 +21,7 @@ class UsageError(ValueError):
 
 @dataclass
 class Episode:
-    """A batch of T tasks. `images` holds every image once; tasks refer to it by position, so they may share images."""
+    """A batch of T tasks, which refer to `images` by position, so that tasks drawn from one pool may share them."""
 
     images: Tensor  # (B, C, H, W) float, normalised by the training images' mean and standard deviation
     support: Tensor  # (T, S) positions in images
@@ -69,9 +69,11 @@ class EpisodeLoader:
     task has `shots` and `queries` of them, and which class gets which label, like the order of the images, is random.
 
     image_size: pixels a side that images are resized to; 0: as they are in the file.
-    pool: (classes, images a class). None draws disjoint episodes. Otherwise every batch draws that many images, and
-    all its tasks from them: a method whose backbone knows no task embeds each image once for many tasks.
+    pool: (classes, images a class). None draws every task by itself. Otherwise every batch draws that many images (no
+    more than the smallest class has), and all its tasks from them: a method whose backbone knows no task embeds each
+    image once for many tasks.
 
+    options: how the options for ways, shots and queries begin, for what is raised.
     halved: give images of half the side, the means of 2 x 2 pixels; may be set at any time.
 
     A batch depends on `seed` and its position alone. `offset` and `stride` share positions out to ranks.
@@ -92,6 +94,7 @@ class EpisodeLoader:
         pool: tuple[int, int] | None = None,
         warp: Warp = Warp(),
         image_size: int = 0,
+        options: str = "--",
         memory: str = "auto",
         offset: int = 0,
         stride: int = 1,
@@ -106,12 +109,13 @@ class EpisodeLoader:
         smallest, n = int(counts.min()), self.path.stem
         if ways > len(counts):
             raise UsageError(
-                f"--ways {ways}: {n} of {self.path.parent.name} has {len(counts)} classes; ask for fewer ways"
+                f"{options}ways {ways}: {n} of {self.path.parent.name} has {len(counts)} classes; ask for fewer ways"
             )
         if shots + queries > smallest:
+            name = self.class_names[int(counts.argmin())]
             raise UsageError(
-                f"shots + queries = {shots} + {queries}: class {self.class_names[int(counts.argmin())]} of "
-                f"{self.path.parent.name} {n} has {smallest} images; ask for fewer"
+                f"{options}shots {shots} and {options}queries {queries}: class {name} of {self.path.parent.name} {n} "
+                f"has {smallest} images; ask for no more together"
             )
         self.pool = pool and (min(max(pool[0], ways), len(counts)), min(max(pool[1], shots + queries), smallest))
         self.mapped = memory == "mapped" or (memory == "auto" and pixels.nbytes > _free_memory(self.device) / 2)
@@ -185,25 +189,33 @@ def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarra
 
     Raises UsageError, with the command that builds the file, where it is missing, cut short or not of this format.
     """
-    build = f"build it: python data_prep/build.py --dataset {path.parent.name}"
+    build = f"build it: {_build_command(path.parent)}"
     if not path.exists():
-        raise UsageError(f"{path} isn't there; {build}")
+        there = ", ".join(sorted(file.parent.name for file in path.parent.parent.glob("[!.]*/test.h5"))) or "none"
+        raise UsageError(f"{path} isn't there (built data sets: {there}); {build}")
     try:
         with h5py.File(path) as file:
             images, starts = file["images"], file["class_start"][:]
             names = [str(name) for name in file["class_names"].asstr()[:]]
             mean, std = file.attrs["mean"], file.attrs["std"]
             offset, shape, dtype = images.id.get_offset(), images.shape, images.dtype
-    except (OSError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{path} is no whole data file ({str(error).splitlines()[0]}); {build}") from None
     whole = (
         dtype == np.uint8 and len(shape) == 4 and offset is not None
-        and len(starts) == len(names) + 1 > 1 and starts[0] == 0 and starts[-1] == shape[0]
+        and starts.ndim == 1 and len(starts) == len(names) + 1 > 1 and starts[0] == 0 and starts[-1] == shape[0]
         and (np.diff(starts) > 0).all() and np.shape(mean) == np.shape(std) == shape[1:2]
     )  # fmt: skip
     if not whole:
         raise UsageError(f"{path} holds images {dtype} {shape}, {len(names)} names: not the format expected; {build}")
     return np.memmap(path, np.uint8, "r", offset, shape), starts.astype(np.int64), names, mean, np.maximum(std, 1e-3)
+
+
+def _build_command(folder: Path) -> str:
+    """What builds a data set into its folder."""
+    raw = "" if folder.name in ("glyphs", "omniglot") else " --raw PATH"
+    elsewhere = folder.parent.absolute() != Path(__file__).resolve().parent.parent / "data"
+    return f"python data_prep/build.py --dataset {folder.name}{raw}" + f" --data-dir {folder.parent}" * elsewhere
 
 
 def warp(x: Tensor, how: Warp, images_a_class: int, generator: torch.Generator) -> Tensor:

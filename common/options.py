@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import re
 import sys
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Options:
     keep_border: bool = False
     """pool odd sizes up instead of down, so that 28x28 images end as 2x2 and not as 1x1 features"""
     pool_classes: int = 0
-    """a training batch's tasks share the images of so many classes, each embedded once; 0: no task shares an image"""
+    """a training batch's tasks share the images of so many classes, each embedded once; 0: every task draws its own"""
     pool_images: int = 20
     """images a class of that pool"""
     train_ways: int = 0
@@ -150,11 +151,14 @@ def fixed_ways(config: Options) -> int:
     """--ways, for a model that has a weight for each class and feature. Raises UsageError where training tasks have
     another number of classes, or images of another size."""
     if config.half_size:
-        raise UsageError(f"--half-size {config.half_size}: expected 0, as the model has weights for a size of image")
+        raise UsageError(
+            f"--half-size {config.half_size}: expected 0, as the model has weights for a size of image; "
+            "add --half-size 0"
+        )
     if config.train_ways not in (0, config.ways):
         raise UsageError(
             f"--train-ways {config.train_ways}: expected 0 or {config.ways}, as the model has an output for each of "
-            f"--ways {config.ways} classes"
+            f"--ways {config.ways} classes; add --train-ways 0"
         )
     return config.ways
 
@@ -172,30 +176,36 @@ def _value_of(argv: list[str], name: str) -> str | None:
 def _saved_config(config_type: type, folder: Path):
     try:
         saved = json.loads((folder / "config.json").read_text())["options"]
-        if not (folder / "checkpoint.pt").exists():
-            raise UsageError(f"{folder} has no checkpoint.pt: it ended before its first; start it again")
-    except (OSError, ValueError, KeyError):
+        saved |= {"data_dir": ROOT / saved["data_dir"], "out": None}
+    except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{folder} is no run folder (it has no whole config.json); runs are under runs/") from None
     fields = {f.name: f for f in dataclasses.fields(config_type)}
     if unknown := set(saved) - set(fields) - {"algorithm"}:
         raise UsageError(
             f"{folder} is a run of {saved.get('algorithm')}, with options {sorted(unknown)} that aren't here"
         )
-    saved |= {"data_dir": ROOT / saved["data_dir"], "out": None}
     return config_type(**{k: v for k, v in saved.items() if k in fields})
 
 
 def _check(config: Options) -> None:
     least = {
-        "ways": 2, "shots": 1, "queries": 1, "tasks": 1, "batches": 0, "width": 1, "first_width": 0, "half_size": 0,
-        "eval_every": 1, "val_episodes": 2, "test_episodes": 2, "train_ways": 0, "train_shots": 0, "train_queries": 0,
-        "pool_classes": 0, "pool_images": 1, "learning_rate": 0, "weight_decay": 0, "steps": 0, "minutes": 0,
-        "jitter": 0,
+        "ways": 2, "val_episodes": 2, "test_episodes": 2, "seed": 0,
+        **dict.fromkeys("shots queries tasks steps width eval_every pool_images".split(), 1),
+        **dict.fromkeys("cg_steps inner_batch test_inner_batch".split(), 1),
+        **dict.fromkeys("batches first_width half_size train_ways train_shots train_queries pool_classes".split(), 0),
+        **dict.fromkeys("learning_rate weight_decay clip rotate zoom shift rotate_class jitter".split(), 0),
+        **dict.fromkeys("newton_steps inner_steps test_inner_steps inner_rate tolerance".split(), 0),
     }  # fmt: skip
     for name, bound in least.items():
-        value = getattr(config, name)
+        value = getattr(config, name, None)  # some are of one script
         if value is not None and not value >= bound:
             raise UsageError(f"--{name.replace('_', '-')} {value}: expected {bound} or more")
+    for name in ("minutes", "strength", "logit_scale"):
+        value = getattr(config, name, None)
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: expected a positive number")
+    if config.seed >= 2**63:
+        raise UsageError(f"--seed {config.seed}: expected less than 2^63")
     for name, choices in {"block": BLOCKS, "images": ("auto", "device", "mapped"),
                           "precision": ("auto", "float32", "bfloat16")}.items():  # fmt: skip
         if getattr(config, name) not in choices:

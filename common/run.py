@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -54,15 +55,15 @@ def command(main: Callable[[], None]) -> None:
 class Run:
     """One run of a script: its device and processes, data, folder and budget. `main` of every script is written on it.
 
-    Nothing is written before `restore`, which comes after whatever may be refused.
+    Nothing but `glyphs`, where it isn't built, is written before `restore`, which comes after whatever may be refused.
     """
 
     def __init__(self, config: Options, script: str):
         self.config, self.script = config, Path(script)
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if config.keep_memory:
+            keep_memory()  # before torch makes its first tensor
         self.device = _device(config.device)
-        if config.keep_memory and self.device.type == "cpu":
-            keep_memory()
         self.batches = config.batches or self.world
         if self.batches % self.world or config.tasks % self.batches:
             raise UsageError(
@@ -84,12 +85,15 @@ class Run:
 
     def loaders(self) -> tuple[EpisodeLoader, EpisodeLoader, EpisodeLoader]:
         """Episodes of the three splits. Training draws this rank's share of the meta-batch. Validation and test are
-        the same for every run and dealt out to the ranks in turn; validation's tasks share images in fours."""
+        the same for every run and dealt out to the ranks in turn. Validation's tasks share images, each serving some
+        four, so that its accuracy is known less well than its interval, which takes tasks for independent, says."""
         c = self.config
         ways, shots, queries = c.train_ways or c.ways, c.train_shots or c.shots, c.train_queries or c.queries
         pool = (c.pool_classes, c.pool_images) if c.pool_classes else None
         warp = Warp(c.flip, c.rotate, c.zoom, c.shift, c.flip_class, c.rotate_class, c.jitter)
-        train = self._loader("train", ways, shots, queries, c.tasks // self.batches, seed=c.seed, pool=pool, warp=warp)
+        own = {"seed": c.seed, "pool": pool, "warp": warp}
+        own["options"] = "--train-" if c.train_ways or c.train_shots or c.train_queries else "--"
+        train = self._loader("train", ways, shots, queries, c.tasks // self.batches, **own)
         tasks = max(1, 320 // (c.ways * (c.shots + c.queries)))  # some 320 images a batch
         val = self._loader(
             "val", c.ways, c.shots, c.queries, 4 * tasks, seed=-1, pool=(4 * c.ways, c.shots + c.queries)
@@ -109,8 +113,8 @@ class Run:
         if c.dataset == "glyphs" and not (c.data_dir / "glyphs" / "test.h5").exists():
             if self.rank == 0:
                 build = [sys.executable, str(ROOT / "data_prep" / "build.py"), "--dataset", "glyphs"]
-                if subprocess.run([*build, "--data-dir", str(c.data_dir)]).returncode:
-                    raise UsageError(f"glyphs could not be built; try: {' '.join(build[1:])}")
+                if status := subprocess.run([*build, "--data-dir", str(c.data_dir)]).returncode:
+                    sys.exit(status)  # it has said why
             if self.world > 1:
                 dist.barrier()
 
@@ -120,34 +124,22 @@ class Run:
         """Open the run folder: a new one, or with --resume or --evaluate what the last checkpoint holds."""
         c = self.config
         source = c.resume or c.evaluate
-        if source:
-            saved = torch.load(source / "checkpoint.pt", map_location=self.device, weights_only=True)
-            try:
-                model.load_state_dict(saved["model"] if c.resume else saved["best_state"])
-            except RuntimeError as error:
-                raise UsageError(f"{source} doesn't fit these options: {str(error)[:200]}") from None
-            self.step, self.seconds, self.best = saved["step"], saved["seconds"], tuple(saved["best"])
-            self.best_state = saved["best_state"]
-            if c.resume:
-                optimizer.load_state_dict(saved["optimizer"])
+        log = self._read_checkpoint(source, model, optimizer) if source else ",".join(COLUMNS) + "\n"
         if self.rank == 0:
             name = f"{c.dataset}-{c.ways}w{c.shots}s-s{c.seed}"
             if c.resume:
                 self.folder = c.resume
             elif c.evaluate:
-                self.folder = c.out or c.evaluate / f"test-{name}"
+                self.folder = _new_folder(c.out, c.evaluate) if c.out else c.evaluate / f"test-{name}"
             else:
                 self.folder = _new_folder(c.out, ROOT / "runs" / f"{self.script.stem}-{name}")
             self.folder.mkdir(parents=True, exist_ok=True)
             if not source:
                 shutil.copyfile(self.script, self.folder / "script.py")
                 _write(self.folder / "config.json", json.dumps(self._description(), indent=1))
-                _write(self.folder / "log.csv", ",".join(COLUMNS) + "\n")
                 self._checkpoint(model, optimizer)
-            elif c.resume:  # rows that came after the checkpoint will be written again
-                lines = (self.folder / "log.csv").read_text().splitlines()
-                kept = [line for line in lines[1:] if int(line.split(",")[0]) <= self.step]
-                _write(self.folder / "log.csv", "\n".join([lines[0], *kept]) + "\n")
+            if not c.evaluate:
+                _write(self.folder / "log.csv", log)
         if not c.evaluate:
             total = c.steps if c.minutes is None else 60 * c.minutes
             done = self.step if c.minutes is None else self.seconds
@@ -159,14 +151,51 @@ class Run:
         self.last_row_seconds, self.started = self.seconds, meters.clock(self.device)
         self._set_progress(optimizer)
 
+    def _read_checkpoint(self, source: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+        """Take over what a run folder holds; return its log.csv without rows after the checkpoint, which will be
+        written again. Raises UsageError for one that isn't whole, or is of another script, processes or shapes."""
+        c = self.config
+        try:
+            about = json.loads((source / "config.json").read_text())
+            head, *rows = (source / "log.csv").read_text().splitlines()
+            saved = torch.load(source / "checkpoint.pt", map_location=self.device, weights_only=True)
+            weights = saved["model"] if c.resume else saved["best_state"]
+            self.step, self.seconds, self.best = saved["step"], saved["seconds"], tuple(saved["best"])
+            self.best_state = saved["best_state"]
+            log = "\n".join([head, *(row for row in rows if int(row.split(",")[0]) <= self.step)]) + "\n"
+        except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            reason = f"{type(error).__name__}: {str(error)[:80]}"
+            raise UsageError(f"{source} is no whole run folder ({reason}); start the run again") from None
+        if c.resume and about["options"].get("algorithm") != self.script.stem:
+            raise UsageError(
+                f"--resume {source}: a run of {about['options'].get('algorithm')}.py, expected one of "
+                f"{self.script.name}; go on with the script that started it"
+            )
+        if c.resume and not c.batches and about["processes"] != self.world:
+            raise UsageError(
+                f"--resume {source}: {self.world} processes, expected the {about['processes']} it was started with, "
+                "as a meta-step has a batch for each; use as many"
+            )
+        shapes, others = ({k: v.shape for k, v in state.items()} for state in (model.state_dict(), weights))
+        if shapes != others:
+            wrong = min(k for k in shapes | others if shapes.get(k) != others.get(k))
+            raise UsageError(
+                f"{source}: its {wrong} has another shape; expected images of as many channels and pixels, and as "
+                "many --ways, as it was trained on"
+            )
+        model.load_state_dict(weights)
+        if c.resume:
+            optimizer.load_state_dict(saved["optimizer"])
+        return log
+
     def _description(self) -> dict:
         c = self.config
         git = subprocess.run(
             ["git", "-C", str(self.script.resolve().parent), "rev-parse", "HEAD"], capture_output=True, text=True
         )
         options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(c).items()}
-        if c.data_dir.absolute().is_relative_to(ROOT):  # so that a run folder may move with the project
-            options["data_dir"] = str(c.data_dir.absolute().relative_to(ROOT))
+        data_dir = c.data_dir.absolute()  # or relative to the project, so that a run folder may move with it
+        options["data_dir"] = str(data_dir.relative_to(ROOT) if data_dir.is_relative_to(ROOT) else data_dir)
         return {
             "options": {"algorithm": self.script.stem, **options},
             "command": [self.script.name, *sys.argv[1:]],
@@ -210,9 +239,12 @@ class Run:
                 dist.all_reduce(tensor)
             tensor /= self.batches
 
-    def count(self, optimizer: torch.optim.Optimizer, **statistics: Tensor) -> None:
-        """End a meta-step: keep its statistics (detached; no wait for the device), and set the next step's rate."""
-        self.pending.append({k: v.detach() for k, v in statistics.items()})
+    def count(self, optimizer: torch.optim.Optimizer, batches: list[dict[str, Tensor]], gradient_norm: Tensor) -> None:
+        """End a meta-step: keep its batches' statistics, means () or values a task (T,), as one (detached; no wait for
+        the device), and set the next step's rate."""
+        values = {k: torch.stack([batch[k].detach() for batch in batches]) for k in batches[0]}
+        step = {k: v.flatten() if v.dim() > 1 else v.mean() for k, v in values.items()}
+        self.pending.append({"gradient_norm": gradient_norm.detach(), **step})
         self.step += 1
         self._set_progress(optimizer)
         self.bar.update(self.bar.total * self.progress - self.bar.n)
@@ -253,7 +285,7 @@ class Run:
 
         Raises UsageError, before the checkpoint is overwritten, where a loss or gradient was no finite number.
         """
-        columns = {k: torch.stack([s[k].float() for s in self.pending]) for k in self.pending[0]}
+        columns = self._gathered({k: torch.stack([s[k].float() for s in self.pending]) for k in self.pending[0]})
         finite = torch.stack(
             [v.flatten(1).isfinite().all(1) if v.dim() > 1 else v.isfinite() for v in columns.values()]
         )
@@ -292,6 +324,15 @@ class Run:
             )
             if self.progress >= 1:
                 self.bar.close()
+
+    def _gathered(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of all ranks: means (steps,) are averaged, values a task (steps, T) put side by side."""
+        if self.world == 1:
+            return columns
+        ranks = [None] * self.world
+        dist.all_gather_object(ranks, {k: v.cpu() for k, v in columns.items()})
+        return {k: torch.cat([r[k] for r in ranks], 1) if v.dim() > 1 else torch.stack([r[k] for r in ranks]).mean(0)
+                for k, v in columns.items()}  # fmt: skip
 
     # The end
 
@@ -381,7 +422,7 @@ def outer_optimizer(model: nn.Module, config: Options) -> torch.optim.Optimizer:
 def keep_memory() -> None:
     """Let glibc keep freed memory instead of returning it to the kernel and faulting it in again at every step, and
     torch ask for huge pages. Does nothing where the C library has no mallopt."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first large tensor
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first tensor
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt:
@@ -419,6 +460,8 @@ def _device(name: str) -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         torch.empty(1, device=name)
+        if name.startswith("cuda"):
+            torch.cuda.set_device(name)  # which collectives of several processes work on
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name}: {str(error).splitlines()[0]}; this machine can use auto or cpu") from None
@@ -429,6 +472,8 @@ def _new_folder(wanted: Path | None, default: Path) -> Path:
     if wanted is None:
         candidates = (default.with_name(f"{default.name}-{i}") if i > 1 else default for i in range(1, 10_000))
         return next(folder for folder in candidates if not folder.exists())
+    if above := [path for path in (wanted, *wanted.parents) if path.is_file()]:
+        raise UsageError(f"--out {wanted}: {above[0]} is a file, expected a folder or a new name")
     if (wanted / "config.json").exists():
         raise UsageError(f"--out {wanted} holds a run already; go on with --resume {wanted}, or name another folder")
     return wanted

@@ -95,7 +95,7 @@ def newton_head(
 
     Raises ValueError where strength isn't positive.
     """
-    if not strength > 0:
+    if strength <= 0:
         raise ValueError(
             f"strength is {float(strength)}, expected a positive number: the optimum isn't unique otherwise"
         )

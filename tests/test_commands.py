@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,8 @@ import imaml
 import maml
 import reptile
 from common import run as frame
+from common.options import ROOT
+from tests.conftest import write_set
 
 # Every script, with settings at which it learns `toy` in a moment; all but the first are tested among the slow ones.
 SCRIPTS = {
@@ -162,16 +165,19 @@ def test_minutes_end_training_and_the_rate_falls_to_zero(command, tmp_path):
     assert state_of(tmp_path / "timed")["optimizer"]["param_groups"][0]["lr"] < 1e-9
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
+def test_a_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
     command, tmp_path, capsys, monkeypatch
 ):
     meta_step = convex_imaml.meta_step
     calls = []
 
-    def spoiled(*args):
+    def spoiled(model, *args):
         calls.append(1)
-        statistics = meta_step(*args)
-        return statistics | {"loss": statistics["loss"] * (float("nan") if len(calls) == 77 else 1)}
+        statistics = meta_step(model, *args)
+        if len(calls) == 77:  # and with it every later step's strength, features and loss
+            for p in model.parameters():
+                p.grad *= float("nan")
+        return statistics
 
     monkeypatch.setattr(convex_imaml, "meta_step", spoiled)
     assert command(f"{SMALL} --steps 200 --out spoiled") == 2
@@ -195,6 +201,13 @@ BAD = {
     "--half-size 0.5": "--half-size 0.5: toy's images are below 32x32",
     "--image-size 8": "--image-size 8: expected 0, or 16 or more",
     "--learning-rate -1": "--learning-rate -1.0: expected 0 or more",
+    "--clip -1": "--clip -1.0: expected 0 or more",
+    "--steps 0": "--steps 0: expected 1 or more",
+    "--minutes 0": "--minutes 0.0: expected a positive number",
+    "--strength 0": "--strength 0.0: expected a positive number",
+    "--train-shots 15 --train-queries 8": "--train-shots 15 and --train-queries 8: class",
+    "--seed 100000000000000000000": "expected less than 2^63",
+    f"--out {__file__}/run": "is a file, expected a folder or a new name",
 }
 
 
@@ -235,6 +248,75 @@ def test_a_folder_in_use_and_options_that_disagree_with_a_run_are_refused(comman
     assert files == {p: p.read_bytes() for p in (tmp_path / "used").iterdir()}
 
 
+def test_a_folder_that_is_no_whole_run_of_this_script_is_refused(command, tmp_path, capsys):
+    assert command(f"{SMALL} --steps 50 --out whole") == 0
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    half = (tmp_path / "whole" / "checkpoint.pt").read_bytes()[:5000]
+    other = {"options": {**config["options"], "algorithm": "mine"}}
+    without = {"options": {k: v for k, v in config["options"].items() if k != "data_dir"}}
+    for file, content, expected in (
+        ("config.json", b"[]", "is no run folder"),
+        ("config.json", json.dumps(config | without).encode(), "is no run folder"),
+        ("config.json", json.dumps(config | other).encode(), "a run of mine.py, expected one of convex_imaml.py"),
+        ("config.json", json.dumps(config | {"processes": 2}).encode(), "1 processes, expected the 2"),
+        ("checkpoint.pt", half, "is no whole run folder"),
+        ("checkpoint.pt", b"garbage", "is no whole run folder"),
+        ("log.csv", None, "is no whole run folder"),
+    ):
+        shutil.rmtree(tmp_path / "part", ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", tmp_path / "part")
+        if content is None:
+            (tmp_path / "part" / file).unlink()
+        else:
+            (tmp_path / "part" / file).write_bytes(content)
+        files = {p: p.read_bytes() for p in (tmp_path / "part").iterdir()}
+        assert command("--resume part") == 2
+        error = capsys.readouterr().err.strip()
+        assert expected in error and "\n" not in error.rpartition("error: ")[2], file
+        assert files == {p: p.read_bytes() for p in (tmp_path / "part").iterdir()}
+
+
+def test_a_test_on_other_images_or_in_another_runs_folder_is_refused(command, tmp_path, capsys, data_dir):
+    write_set(tmp_path / "sets", "wide", shape=(3, 28, 28))
+    assert command(f"{SMALL} --steps 50 --out whole") == 0
+    capsys.readouterr()
+    assert command(f"--evaluate whole --dataset wide --data-dir {tmp_path / 'sets'}") == 2
+    assert "expected images of as many channels" in capsys.readouterr().err
+    before = (tmp_path / "whole" / "result.json").read_text()
+    assert command("--evaluate whole --shots 2 --out whole") == 2
+    assert "whole holds a run already" in capsys.readouterr().err
+    assert (tmp_path / "whole" / "result.json").read_text() == before
+
+
+@pytest.mark.parametrize("where", ("inside", "outside"))
+def test_a_relative_data_folder_is_found_again(where, command, tmp_path, monkeypatch, data_dir):
+    monkeypatch.setattr("common.options.ROOT", tmp_path)
+    place = tmp_path if where == "inside" else tmp_path.parent / f"{tmp_path.name}-beside"
+    place.mkdir(exist_ok=True)
+    shutil.copytree(data_dir / "toy", place / "sets" / "toy")
+    monkeypatch.chdir(place)
+    assert command(f"{SMALL} --steps 50 --out run", data="sets") == 0
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setattr(sys, "argv", [convex_imaml.__file__, "--evaluate", str(place / "run")])
+    frame.command(convex_imaml.main)
+    assert (place / "run" / "test-toy-5w1s-s0" / "result.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has huge pages")
+def test_a_run_asks_for_huge_pages_before_torch_makes_a_tensor(data_dir):
+    """Which shows in large tensors' addresses: they begin a page."""
+    code = f"""if True:
+        import torch, convex_imaml as script
+        from pathlib import Path
+        from common.run import Run
+        Run(script.Config(dataset="toy", data_dir=Path({str(data_dir)!r}), device="cpu", steps=1), script.__file__)
+        print([torch.empty(10**7).data_ptr() % 4096 for _ in range(8)])
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == str([0] * 8)
+
+
 def test_a_default_run_folder_that_exists_is_left_alone(command, tmp_path):
     for _ in range(2):
         assert command(f"{SMALL} --steps 50") == 0
@@ -261,6 +343,10 @@ def test_two_ranks_with_half_the_tasks_equal_one_rank_with_all(script, command, 
     first, second = (np.load(tmp_path / f / "episodes.npz") for f in ("one", "two"))
     for key in ("classes", "support_rows", "query_rows"):
         np.testing.assert_array_equal(first[key], second[key])
+    (logged,), (also,) = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
+    for key in ("train_loss", "train_accuracy", "gradient_norm", "val_accuracy", "converged", "not_converged"):
+        assert bool(logged[key]) == bool(also[key])
+        assert not logged[key] or float(also[key]) == pytest.approx(float(logged[key]), rel=1e-3, abs=1e-3), key
     assert json.loads((tmp_path / "two" / "config.json").read_text())["processes"] == 2
 
 
