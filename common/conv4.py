@@ -117,17 +117,20 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, statistics: str | tuple[Tensor, Tensor], collected: Statistics | None = None
     ) -> Tensor:
-        """x: (B, channels, H, W) -> (B, width, H // 2, W // 2)."""
+        """x: (B, channels, H, W) -> (B, width, H / 2, W / 2), rounded up with keep_border, else down."""
         return self.after_norm(self.norm(self.before_norm(x), statistics, collected))
 
     def before_norm(self, x: Tensor) -> Tensor:
+        """What batch norm is given."""
         x = self.convolution(x)
         return self.pool(x) if self.order == "pool-norm" else x
 
     def after_norm(self, x: Tensor) -> Tensor:
+        """What follows batch norm."""
         return F.relu(x if self.order == "pool-norm" else self.pool(x))
 
     def pool(self, x: Tensor) -> Tensor:
+        """The largest of 2 x 2 values."""
         return F.max_pool2d(x, 2, ceil_mode=self.keep_border)
 
 
@@ -138,7 +141,7 @@ class Conv4(nn.Module):
     and column of an odd size, and leaves 2 x 2 of 28 x 28, as MAML's network for Omniglot does, instead of 1 x 1.
 
     `shape` is an image's (C, H, W). channels_last: keep that memory layout, which is faster on CPU and CUDA.
-    precision: torch.bfloat16 runs convolutions in it (autocast); features come back as float32 whatever it is.
+    precision: torch.bfloat16 runs convolutions in it (autocast); features come back in the weights' type.
     running: keep running averages, which methods that adapt these weights have no use for.
     first_width: filters of the first block, which works on the largest images, if not `width`. The second block's
     convolution is two thirds of the arithmetic for 84 x 84 images, and half that for half the channels.

@@ -51,7 +51,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "the alphabets of images_background, drawn with --seed); a data set of yours: shares of the classes for train, "
         f"val and test, drawn with --seed (default {folder.SHARES})",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what --split draws (default %(default)s)")
+    parser.add_argument("--seed", type=int, help="of what --split draws (default 0)")
     parser.add_argument("--size", type=int, help="a data set of yours: pixels a side (default 84)")
     parser.add_argument("--grayscale", action="store_true", help="a data set of yours: one channel instead of RGB")
     return parser.parse_args(arguments)
@@ -68,7 +68,7 @@ def build(options: argparse.Namespace) -> Path:
         raise DataError(f"--dataset {name}: unknown; expected {', '.join(NEEDS)}, or {command} --raw FOLDER_OF_CLASSES")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
         raise DataError(f"--dataset {name}: expected a name of letters, digits and . _ + -, as it becomes a folder")
-    if options.seed < 0:
+    if options.seed is not None and options.seed < 0:
         raise DataError(f"--seed {options.seed}: expected 0 or more")
     if options.data_dir.exists() and not options.data_dir.is_dir():
         raise DataError(f"--data-dir {options.data_dir}: is a file, expected a folder or a new name")
@@ -77,6 +77,7 @@ def build(options: argparse.Namespace) -> Path:
         ("--raw", raw, name != "glyphs"),
         ("--csv", options.csv, name == "miniimagenet"),
         ("--split", options.split, own or name == "omniglot"),
+        ("--seed", options.seed is not None, own or options.split == "lake"),
         ("--size", options.size, own),
         ("--grayscale", options.grayscale, own),
     ):
@@ -96,7 +97,7 @@ def build(options: argparse.Namespace) -> Path:
         if options.split not in (None, "vinyals", "lake"):
             raise DataError(f"--split {options.split}: expected vinyals or lake, as in {command} --split lake")
         raw = raw or [omniglot.download(options.data_dir)]
-        return omniglot.build(options.data_dir, raw, options.split or "vinyals", options.seed)
+        return omniglot.build(options.data_dir, raw, options.split or "vinyals", options.seed or 0)
     if name == "miniimagenet":
         if not raw:
             raise DataError(f"--dataset {name}: --raw is missing; expected {command} --raw PATH, {NEEDS[name][1]}")
@@ -106,7 +107,7 @@ def build(options: argparse.Namespace) -> Path:
     if options.split:
         folder.parse_shares(options.split)  # before a large archive is opened
     return folder.build(
-        options.data_dir, name, raw[0], options.split, options.seed, options.size or 84, options.grayscale
+        options.data_dir, name, raw[0], options.split, options.seed or 0, options.size or 84, options.grayscale
     )
 
 
@@ -126,7 +127,7 @@ def summary(built: Path) -> str:
 
 def list_all(data_dir: Path) -> None:
     """Print each data set that is known or found in `data_dir`: what it holds, or the command that builds it."""
-    found = [path.parent.name for path in sorted(data_dir.glob("*/train.h5"))]
+    found = [path.parent.name for path in sorted(data_dir.glob("[!.]*/train.h5"))]
     for name in [*NEEDS, *(name for name in found if name not in NEEDS)]:
         try:
             if name in found:
@@ -146,8 +147,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parse(arguments)
         if options.dataset is None:
-            if options.raw:
-                raise DataError(f"--raw {options.raw[0]}: of which set? add --dataset, one of {', '.join(NEEDS)}")
+            given = {
+                k: v for k, v in vars(options).items() if k not in ("dataset", "data_dir") and v not in (None, False)
+            }
+            for name in given:
+                raise DataError(f"--{name}: of which set? add --dataset, one of {', '.join(NEEDS)}")
             list_all(options.data_dir)
             return 0
         built = build(options)

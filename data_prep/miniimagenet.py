@@ -100,11 +100,16 @@ def _tables(files: Files, csv_folder: Path | None, raw: Path) -> list[tuple[str,
     rows = []
     for name in wanted:
         data = found[name].read_bytes() if csv_folder else read(files, found[name])
-        table = csv.DictReader(io.StringIO(data.decode("utf-8-sig", "replace")))
-        if not {"filename", "label"} <= set(table.fieldnames or ()):
-            header = ",".join(table.fieldnames or ())[:60]
+        text = io.StringIO(data.decode("utf-8-sig", "replace"), newline=None)  # whatever ends its lines
+        try:
+            table = csv.DictReader(text)
+            header, listed = list(table.fieldnames or ()), list(table)
+        except csv.Error as error:
+            raise DataError(f"{found[name]}: {error}, expected filename,label; get Ravi's csv files") from None
+        if not {"filename", "label"} <= set(header):
+            header = ",".join(header)[:60]
             raise DataError(f"{found[name]}: starts with {header!r}, expected filename,label; get Ravi's csv files")
-        for number, row in enumerate(table, 2):
+        for number, row in enumerate(listed, 2):
             file, wnid = row["filename"] or "", row["label"] or ""
             if not file or not WNID.fullmatch(wnid) or WNID.match(file) and not file.startswith(wnid):
                 raise DataError(
@@ -171,9 +176,11 @@ def _from_pickles(files: Files, known: dict[str, list[str]], raw: Path) -> tuple
     for name in filter(is_pickle, files):
         if re.search(r"phase_(val|test)", name):  # further images of the training classes, which no few-shot run uses
             continue
-        with files[name]() as file:
-            content = unpickle.load(file, name)
-        images, classes = _pickle_classes(content, name, known)
+        content = unpickle.load(io.BytesIO(read(files, name)), name)
+        try:
+            images, classes = _pickle_classes(content, name, known)
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            raise DataError(f"{name}: not the arrays of mini-ImageNet ({error}); get another copy") from None
         for wnid, numbers in classes.items():
             rows.setdefault(wnid, []).append((images, numbers))
 

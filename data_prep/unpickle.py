@@ -1,7 +1,9 @@
 """Pickles from the internet, read without running what they ask for."""
 
+import codecs
 import pickle
-import warnings
+import re
+from collections import OrderedDict
 from typing import BinaryIO
 
 import numpy as np
@@ -12,43 +14,81 @@ from data_prep.shards import DataError
 # What Unpickler raises for bytes that are no pickle, or lead numpy astray.
 UNREADABLE = (pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, ImportError, ArithmeticError)
 UNREADABLE += (MemoryError,)
-NUMPY_1 = np.__version__.startswith("1.")
+PLAIN = re.compile(r"[<>|=]?([?bhilqpBHILQPefd]|[biuf][1248]|[SU][0-9]+)")  # numbers and text, as dtypes are written
+NDARRAY = object()  # stands for numpy.ndarray, which a pickle may name but not call
 
-# What numpy arrays, numpy scalars and plain containers need, by the names of numpy 1 and 2. `_codecs.encode` is how
-# Python 3 writes bytes for protocol 2; it turns text into bytes and can do no more.
-ALLOWED = {
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    *((builtins, name) for builtins in ("builtins", "__builtin__") for name in ("set", "frozenset", "bytearray")),
+
+class _Dtype:
+    """numpy.dtype of numbers or text. numpy's own believes what a pickle says of it, up to where pointers lie."""
+
+    def __init__(self, text: str, *_):
+        if not isinstance(text, str) or not PLAIN.fullmatch(text):
+            raise DataError(f"holds an array of dtype {text!r}")
+        self.value = np.dtype(text)
+
+    def __setstate__(self, state: tuple):
+        if state[1] in ("<", ">"):
+            self.value = self.value.newbyteorder(state[1])
+
+
+class _Array(np.ndarray):
+    """numpy.ndarray whose content is of such a dtype."""
+
+    def __setstate__(self, state: tuple):
+        *_, shape, dtype, fortran, data = state
+        data = data.encode("latin1") if isinstance(data, str) else data  # as Python 2 wrote it
+        if not isinstance(data, bytes):
+            raise TypeError("an array of objects")
+        super().__setstate__((1, shape, dtype.value, fortran, data))
+
+
+def _reconstruct(kind: object, *_) -> _Array:
+    if kind is not NDARRAY:
+        raise TypeError("an array of an unknown kind")
+    return _Array((0,), np.int8)
+
+
+def _scalar(dtype: _Dtype, data: bytes | str = b"") -> np.generic:
+    return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype.value, 1)[0]
+
+
+def _frombuffer(data: bytes, dtype: _Dtype, shape: tuple, order: str) -> np.ndarray:
+    return np.frombuffer(data, dtype.value).reshape(shape, order=order)
+
+
+# What numpy arrays, numpy scalars and plain containers ask for, by the names of numpy 1 and 2, and what they get.
+# `_codecs.encode` is how Python 3 writes bytes for protocol 2; it turns text into bytes and can do no more.
+GIVEN = {
+    ("_codecs", "encode"): codecs.encode,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): NDARRAY,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},
+    **{(b, kind.__name__): kind for b in ("builtins", "__builtin__") for kind in (set, frozenset, bytearray)},
 }
 
 
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str):
-        if (module, name) not in ALLOWED:
+        if (module, name) not in GIVEN:
             raise DataError(f"asks for {module}.{name}")
-        if module.startswith("numpy."):  # a pickle of numpy 1 names numpy.core, one of numpy 2 numpy._core
-            module = module.replace("._core" if NUMPY_1 else ".core", ".core" if NUMPY_1 else "._core")
-        return super().find_class(module, name)
+        return GIVEN[module, name]
 
 
 def load(file: BinaryIO, name: str):
-    """What the pickle `file` holds: numpy arrays, numbers, text and containers; Python 2's text is read as latin1.
+    """What the pickle `file` holds: numpy arrays of numbers or text, numbers, text and containers; Python 2's text is
+    read as latin1.
 
     Raises DataError where it isn't whole, or asks for another function or class, which is then not even imported.
     """
     try:
-        with warnings.catch_warnings():  # numpy 2.4 warns of the dtypes in every pickle of numpy 1
-            warnings.simplefilter("ignore")
-            return _ArraysOnly(file, encoding="latin1").load()
+        return _ArraysOnly(file, encoding="latin1").load()
     except DataError as error:
         raise DataError(
-            f"{name}: refused, the pickle {error}, expected numpy arrays and plain containers only; get it from "
-            "elsewhere, or build from the images"
+            f"{name}: refused, the pickle {error}, expected numpy arrays of numbers or text and plain containers only; "
+            "get it from elsewhere, or build from the images"
         ) from None
     except (*BROKEN, *UNREADABLE) as error:
         raise DataError(f"{name}: not a whole pickle ({error}); fetch it again") from None

@@ -316,6 +316,55 @@ def test_a_hostile_pickle_is_refused_and_does_not_run(kind, protocol, tmp_path, 
     assert mark.exists()  # so it would have
 
 
+class Call:
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
+OBJECTS = Call(np.dtype, ("O", False, True))
+LIES = Call(np.dtype, ("u1", False, True), (3, "|", None, None, None, 8, 8, 63))  # that its bytes are pointers
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        Call(np.ndarray, ((2,), OBJECTS, b"\x41" * 16)),
+        Call(np.ndarray, ((2,), np.dtype("u1"), b"\x41" * 16)),
+        Call(np.array([1]).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (2,), OBJECTS, False, b"\x41" * 16)),
+        Call(np.array([1]).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (2,), OBJECTS, False, ["a", "b"])),
+        Call(np.array([1]).__reduce__()[0], (np.ndarray, (10**6,), b"O")),
+        Call(np.int64(1).__reduce__()[0], (OBJECTS, b"\x41" * 8)),
+    ],
+)
+def test_a_pickle_that_forges_an_arrays_memory_is_refused(forged):
+    data = pickle.dumps({"data": forged}, 2)
+    try:
+        read = unpickle.load(io.BytesIO(data), "name")
+    except shards.DataError:
+        return
+    assert read["data"].shape == (0,) and read["data"].dtype == np.int8  # which no other content followed
+
+
+def test_what_a_pickle_says_of_a_dtypes_flags_and_fields_is_not_believed():
+    array = Call(np.array([1]).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (16,), LIES, False, b"\x41" * 16))
+    read = unpickle.load(io.BytesIO(pickle.dumps([array], 2)), "name")[0]
+    assert read.dtype == np.uint8 and read.tolist() == [0x41] * 16
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_arrays_of_text_other_byte_orders_and_other_layouts_are_read(protocol):
+    for array in (
+        np.array(["n01532829", "x"]), np.array([b"ab", b"c"]), np.arange(6, dtype=">i4").reshape(2, 3),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.array([True, False]),
+    ):  # fmt: skip
+        read = unpickle.load(io.BytesIO(pickle.dumps(array, protocol)), "name")
+        assert read.dtype.kind == array.dtype.kind
+        np.testing.assert_array_equal(read, array)
+
+
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 @pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
 def test_pickles_of_arrays_scalars_and_containers_are_read_under_both_names_of_numpy(protocol, core):
