@@ -267,6 +267,7 @@ def test_an_ilsvrc_folder_without_csv_files_says_which_option_is_missing(jpegs, 
         ("filename,label\nn0153282900000002.jpg,n01558993\n", "line 2"),
         ("filename,label\n" + 2 * "n0153282900000002.jpg,n01532829\n", "listed twice"),
         (None, "train.csv missing"),
+        ("<html>" + "x" * 200_000, "expected filename,label"),
     ],
 )
 def test_a_wrong_csv_file_is_refused(text, expected, jpegs, tmp_path, refused):
@@ -354,6 +355,14 @@ def test_what_a_pickle_says_of_a_dtypes_flags_and_fields_is_not_believed():
     assert read.dtype == np.uint8 and read.tolist() == [0x41] * 16
 
 
+def test_a_table_with_line_ends_of_any_system_is_read(jpegs, tmp_path, refused):
+    """As far as the image that isn't there."""
+    raw = images_and_csv(jpegs, tmp_path / "raw")
+    for end in ("\r", "\r\n"):
+        (raw / "train.csv").write_bytes(f"filename,label{end}nowhere.jpg,n01532829{end}".encode())
+        assert "nowhere.jpg" in refused("--dataset", "miniimagenet", "--raw", raw)
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_arrays_of_text_other_byte_orders_and_other_layouts_are_read(protocol):
     for array in (
@@ -393,6 +402,9 @@ def test_text_of_python_2_is_read_as_latin1():
         ({"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": {"n01532829": [0, 9]}}, "n01532829"),
         ({"data": np.zeros((2, 84, 84, 3), np.uint8), "labels": [0, 1]}, "2 labels without catname2label"),
         ({"data": np.zeros((3, 84, 84, 3), np.uint8), "labels": [0, 1, 5]}, "3 labels without catname2label"),
+        ({"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": [1]}, "not the arrays of mini-ImageNet"),
+        ({"image_data": [[1], [1, 2]], "class_dict": {}}, "not the arrays of mini-ImageNet"),
+        ({"data": [0], "labels": [0], "catname2label": {"n01532829": [0]}}, "not the arrays"),
         (None, "not a whole pickle"),
     ],
 )
@@ -760,6 +772,8 @@ def test_hidden_files_and_links_to_folders_above_are_passed_over(tmp_path):
         (["--dataset", "miniimagenet", "--raw", "RAW", "--csv", "nowhere"], "train.csv, val.csv, test.csv missing"),
         (["--dataset", "glyphs", "--raw", "RAW"], "leave --raw out"),
         (["--raw", "RAW"], "of which set?"),
+        (["--split", "lake"], "--split: of which set?"),
+        (["--dataset", "glyphs", "--seed", "1"], "leave --seed out"),
         (["--dataset", "birds", "--raw", "RAW", "--data-dir", __file__], "expected a folder or a new name"),
         (["--datset", "birds"], "unrecognized arguments: --datset birds"),
         (["--dataset"], "--dataset: expected one argument"),
