@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.conv4 import Statistics
+from common.conv4 import BatchNorm, Statistics
 from common.episodes import Episode, EpisodeLoader
 from common.options import Options, fixed_ways, parse
 from common.run import Run, backbone, command, gather, outcome, outer_optimizer
@@ -59,7 +59,9 @@ class Model(nn.Module):
     def __init__(self, shape: tuple[int, int, int], config: Config, device: torch.device):
         super().__init__()
         self.backbone = backbone(shape, config, device)
+        self.backbone.blocks[3].norm = BatchNorm(config.width, running=False).to(device)
         self.film = nn.Linear(config.context, 2 * config.width, device=device)
+        nn.init.zeros_(self.film.bias)  # so that a context of zero is the plain network at first
         self.head = nn.Linear(self.backbone.size, fixed_ways(config), device=device)
 
     def before_context(self, images: Tensor, statistics: str | Statistics) -> Tensor:
@@ -123,7 +125,7 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
     """Logits of the query images at the adapted contexts.   (T, Q, N)
 
     Inductive: batch norm below the context has running averages; above it, where activations differ with the context,
-    the support set's statistics at the adapted context. Transductive: those of the task's query batch.
+    the support set's statistics at the adapted context. Transductive: support and query each by their own batch's.
     """
     if transductive:
         h_support = torch.stack([model.before_context(x, "batch") for x in episode.x_support])

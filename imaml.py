@@ -121,8 +121,9 @@ def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tenso
         flat(model.parameters()).backward(solutions[-1].value[0] / len(episode.classes))
         losses.append(loss.detach())
         accuracies.append((logits.detach().argmax(-1) == y_query).float().mean())
-    solved = Solution(*(torch.cat(field) for field in zip(*solutions)))
-    return {"loss": torch.stack(losses).mean(), "accuracy": torch.stack(accuracies).mean(), **solved.statistics()}
+    solved = [solution.statistics() for solution in solutions]
+    statistics = {key: torch.cat([s[key] for s in solved]) for key in solved[0]}
+    return {"loss": torch.stack(losses).mean(), "accuracy": torch.stack(accuracies).mean(), **statistics}
 
 
 def predict(model: Model, episode: Episode, config: Config, transductive: bool = False) -> Tensor:

@@ -75,8 +75,9 @@ class Model(nn.Module):
         return self.head(self.backbone(images, statistics, collected))
 
 
-def adapt(model: Model, x: Tensor, y: Tensor, steps: int, batch: int, config: Config) -> tuple[Model, Tensor]:
-    """A copy of the model at phi, of one task with images (S, C, H, W) and labels (S,), and the last step's loss.
+def adapt(model: Model, x: Tensor, y: Tensor, steps: int, batch: int, config: Config) -> tuple[Model, Tensor, Tensor]:
+    """A copy of the model at phi, of one task with images (S, C, H, W) and labels (S,); and the last step's loss and
+    accuracy on its images, before it.
 
     The images, whose order is random, are gone through in turn, `batch` at a step, and again from the first. Batch
     norm has the statistics of a step's images.
@@ -86,36 +87,27 @@ def adapt(model: Model, x: Tensor, y: Tensor, steps: int, batch: int, config: Co
         optimizer = torch.optim.Adam(learner.parameters(), lr=config.inner_rate, betas=(0.0, 0.999))
     else:
         optimizer = torch.optim.SGD(learner.parameters(), lr=config.inner_rate)
-    loss = torch.zeros((), device=x.device)
+    loss = accuracy = torch.zeros((), device=x.device)
     for step in range(steps):
         chosen = torch.arange(step * batch, step * batch + min(batch, len(y)), device=y.device) % len(y)
-        loss = F.cross_entropy(learner(x[chosen], "batch"), y[chosen])
+        logits = learner(x[chosen], "batch")
+        loss, accuracy = F.cross_entropy(logits, y[chosen]), (logits.argmax(-1) == y[chosen]).float().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return learner, loss.detach()
-
-
-@torch.no_grad()
-def logits_of(learner: Model, x: Tensor, x_query: Tensor, transductive: bool) -> Tensor:
-    """Logits of query images, normalised by the support set's statistics at the adapted weights or by their own."""
-    if transductive:
-        return learner(x_query, "batch")
-    learner(x, "batch", statistics := [])
-    return learner(x_query, statistics)
+    return learner, loss.detach(), accuracy
 
 
 def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tensor]:
-    """Add theta - mean(phi) to .grad; return the inner loss at the last step, and accuracy on the query images, which
-    train nothing."""
+    """Add theta - mean(phi) to .grad; return inner loss and accuracy at the last step. Query images train nothing."""
     losses, accuracies = [], []
-    for x, y, x_query, y_query in zip(episode.x_support, episode.y_support, episode.x_query, episode.y_query):
-        learner, loss = adapt(model, x, y, config.inner_steps, config.inner_batch, config)
+    for x, y in zip(episode.x_support, episode.y_support):
+        learner, loss, accuracy = adapt(model, x, y, config.inner_steps, config.inner_batch, config)
         for theta, phi in zip(model.parameters(), learner.parameters()):
             difference = (theta - phi).detach() / len(episode.classes)
             theta.grad = difference if theta.grad is None else theta.grad + difference
         losses.append(loss)
-        accuracies.append((logits_of(learner, x, x_query, False).argmax(-1) == y_query).float().mean())
+        accuracies.append(accuracy)
     return {"loss": torch.stack(losses).mean(), "accuracy": torch.stack(accuracies).mean()}
 
 
@@ -127,8 +119,12 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
     """
     logits = []
     for x, y, x_query in zip(episode.x_support, episode.y_support, episode.x_query):
-        learner, _ = adapt(model, x, y, config.test_inner_steps, config.test_inner_batch, config)
-        logits.append(logits_of(learner, x, x_query, transductive))
+        learner, *_ = adapt(model, x, y, config.test_inner_steps, config.test_inner_batch, config)
+        with torch.no_grad():
+            statistics = "batch"
+            if not transductive:
+                learner(x, "batch", statistics := [])
+            logits.append(learner(x_query, statistics))
     return torch.stack(logits)
 
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import SCRIPTS  # noqa: E402
 from common import meters  # noqa: E402
-from common.episodes import EpisodeLoader  # noqa: E402
+from common.episodes import EpisodeLoader, UsageError  # noqa: E402
 from common.run import command  # noqa: E402
 
 
@@ -56,6 +56,12 @@ class Options:
     def __post_init__(self):
         self.inner_steps = self.inner_steps or ((1, 5, 10, 20, 50) if self.over == "inner_steps" else (5,))
         self.tasks = self.tasks or ((1, 4, 16, 64) if self.over == "tasks" else (4,))
+        fixed = "tasks" if self.over == "inner_steps" else "inner_steps"
+        if len(getattr(self, fixed)) > 1 or self.meta_steps < 2:
+            raise UsageError(
+                f"--{fixed.replace('_', '-')} {getattr(self, fixed)}, --meta-steps {self.meta_steps}: expected one "
+                f"value of what doesn't grow, and 2 meta-steps or more"
+            )
 
 
 def settings(name: str, steps: int) -> dict:

@@ -69,9 +69,9 @@ class Options:
     outer: Literal["adam", "sgd"] = "adam"
     """optimiser of the meta-parameters"""
     learning_rate: float = 3e-3
-    """of that optimiser at the start; decays to 0 by a half cosine over the budget"""
+    """of that optimiser at the start, reached after 20 steps; decays to 0 by a half cosine over the budget"""
     weight_decay: float = 0.0
-    """of the convolutions; Adam's is decoupled (AdamW)"""
+    """of all weights but biases, batch norm's and single numbers; Adam's is decoupled (AdamW)"""
     clip: float = 10.0
     """largest norm of the meta-gradient; larger ones are scaled down to it"""
     flip: bool = False
@@ -191,16 +191,16 @@ def _check(config: Options) -> None:
     least = {
         "ways": 2, "val_episodes": 2, "test_episodes": 2, "seed": 0,
         **dict.fromkeys("shots queries tasks steps width eval_every pool_images".split(), 1),
-        **dict.fromkeys("cg_steps inner_batch test_inner_batch".split(), 1),
+        **dict.fromkeys("cg_steps inner_batch test_inner_batch context".split(), 1),
         **dict.fromkeys("batches first_width half_size train_ways train_shots train_queries pool_classes".split(), 0),
         **dict.fromkeys("learning_rate weight_decay clip rotate zoom shift rotate_class jitter".split(), 0),
-        **dict.fromkeys("newton_steps inner_steps test_inner_steps inner_rate tolerance".split(), 0),
+        **dict.fromkeys("newton_steps inner_steps test_inner_steps tolerance".split(), 0),
     }  # fmt: skip
     for name, bound in least.items():
         value = getattr(config, name, None)  # some are of one script
         if value is not None and not value >= bound:
             raise UsageError(f"--{name.replace('_', '-')} {value}: expected {bound} or more")
-    for name in ("minutes", "strength", "logit_scale"):
+    for name in ("minutes", "strength", "logit_scale", "inner_rate"):
         value = getattr(config, name, None)
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"--{name.replace('_', '-')} {value}: expected a positive number")

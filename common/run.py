@@ -410,7 +410,7 @@ def backbone_precision(config: Options, device: torch.device) -> torch.dtype:
 
 
 def outer_optimizer(model: nn.Module, config: Options) -> torch.optim.Optimizer:
-    """AdamW or plain SGD; weight decay is for convolutions, not for batch norm's and scalar parameters."""
+    """AdamW or plain SGD; weight decay isn't for biases, batch norm's and single numbers."""
     groups = [[p for p in model.parameters() if (p.dim() > 1) == decays] for decays in (True, False)]
     kind = {"adam": torch.optim.AdamW, "sgd": torch.optim.SGD}[config.outer]
     return kind(
@@ -439,7 +439,7 @@ def curves(rows: list[dict[str, str]], picture: Path, title: str) -> None:
     validated = [i for i, row in enumerate(rows) if row["val_accuracy"]]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     left.plot(minutes, [float(row["train_loss"]) for row in rows], color="tab:gray")
-    left.set(xlabel="minutes of training", ylabel="query loss", title=title, yscale="log")
+    left.set(xlabel="minutes of training", ylabel="training loss", title=title, yscale="log")
     right.plot(minutes, [float(row["train_accuracy"]) for row in rows], color="tab:gray", label="training tasks")
     right.errorbar(
         [minutes[i] for i in validated], [float(rows[i]["val_accuracy"]) for i in validated],

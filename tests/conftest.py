@@ -48,3 +48,10 @@ def toy(data_dir) -> dict[str, np.ndarray]:
     """The arrays of toy's train.h5."""
     with h5py.File(data_dir / "toy" / "train.h5") as file:
         return {"images": file["images"][:], "start": file["class_start"][:]}
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print what tests recorded as a table."""
+    reports = terminalreporter.getreports("passed")
+    for line in [value for report in reports for name, value in report.user_properties if name == "table"]:
+        terminalreporter.write_line(line)

@@ -48,10 +48,9 @@ def test_context_is_zero_for_a_fresh_task_and_each_tasks_own(data_dir):
     torch.testing.assert_close(again, together)  # nothing of a task is left behind
 
 
-def test_a_context_of_zero_with_a_generator_of_zero_is_the_plain_network(data_dir):
+def test_a_context_of_zero_is_the_plain_network_before_training(data_dir):
     config = Config(width=4, context=6)
     model, episode = a_model(cavia, config), an_episode(data_dir)
-    torch.nn.init.zeros_(model.film.bias)
     h = model.before_context(episode.images, "batch")
     logits = model.after_context(h[None], torch.zeros(1, 6))[0]  # one task, normalised by itself as below
     plain = model.head(model.backbone(episode.images, "batch"))
@@ -65,3 +64,27 @@ def test_layers_below_the_context_see_every_image_once(data_dir):
     model.backbone.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     cavia.meta_step(model, episode, config)
     assert seen == [54]
+
+
+def test_a_query_is_normalised_above_the_context_by_the_support_at_the_adapted_context(data_dir):
+    """Inductive; with the transductive one, both written out on the plain blocks."""
+    config = Config(width=4, context=6, inner_rate=5.0)
+    model, episode = a_model(cavia, config).eval(), an_episode(data_dir, tasks=1)
+    net = model.backbone
+
+    def third_and_fourth(h, c, statistics, collected=None):
+        gamma, beta = model.film(c)[0].chunk(2)
+        x = (1 + gamma)[:, None, None] * h + beta[:, None, None]
+        x = net.blocks[3](net.blocks[2].after_norm(x), statistics, collected)
+        return model.head(x.flatten(1))
+
+    for transductive in (False, True):
+        below = "batch" if transductive else "running"
+        h, h_query = (model.before_context(x[0], below) for x in (episode.x_support, episode.x_query))
+        c = adapt(model, h[None], episode.y_support, 2, config)
+        third_and_fourth(h, c, "batch", support := [])
+        expected = third_and_fourth(h_query, c, "batch" if transductive else support[0])
+        at_zero = third_and_fourth(h, 0 * c, "batch", fresh := [])
+        assert at_zero.shape == (5, 5) and not torch.allclose(fresh[0][0], support[0][0], rtol=1e-3, atol=1e-5)
+        predicted = cavia.predict(model, episode, config, transductive)[0]
+        torch.testing.assert_close(predicted, expected, rtol=1e-4, atol=1e-5)

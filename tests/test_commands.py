@@ -1,5 +1,6 @@
 """The scripts as commands: what they write, resume, test again, refuse, and do in several processes."""
 
+import copy
 import csv
 import json
 import shutil
@@ -324,6 +325,44 @@ def test_a_default_run_folder_that_exists_is_left_alone(command, tmp_path):
         "convex_imaml-toy-5w1s-s0",
         "convex_imaml-toy-5w1s-s0-2",
     ]
+
+
+@pytest.mark.parametrize("batches", (2, 4))
+def test_gradients_and_running_averages_are_means_over_batches(batches, data_dir):
+    """Against every batch's own, from the same start."""
+    config = convex_imaml.Config(
+        dataset="toy", data_dir=data_dir, device="cpu", width=8, tasks=8, batches=batches, steps=9, keep_memory=False
+    )
+    run = frame.Run(config, convex_imaml.__file__)
+    run.step = 3
+    train, *_ = run.loaders()
+    torch.manual_seed(0)
+    model = convex_imaml.Model(train.image_shape, config, run.device)
+    start = copy.deepcopy(model)
+    assert len([convex_imaml.meta_step(model, episode, config) for episode in run.draw(train, model)]) == batches
+    train.position = 3 * batches
+    apart = []
+    for _ in range(batches):
+        apart.append(copy.deepcopy(start))
+        episode = train.sample()
+        assert len(episode.classes) == 8 // batches
+        convex_imaml.meta_step(apart[-1], episode, config)
+    for i, p in enumerate(model.parameters()):
+        mean = sum(list(m.parameters())[i].grad for m in apart) / batches
+        torch.testing.assert_close(p.grad, mean, rtol=1e-4, atol=1e-6)
+    for i, b in enumerate(model.buffers()):
+        torch.testing.assert_close(b, sum(list(m.buffers())[i] for m in apart) / batches, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_larger_than_clip_is_scaled_down(command, tmp_path):
+    """Two first steps, at a twentieth of the rate (warm-up), in the same direction: they end rate times clips apart."""
+    clips = (0.01, 0.001)
+    for clip in clips:
+        assert command(f"{SMALL} --steps 1 --outer sgd --learning-rate 1 --clip {clip} --out {clip}") == 0
+    ends = [state_of(tmp_path / str(clip))["model"] for clip in clips]
+    apart = torch.cat([(a - b).flatten() for (name, a), b in zip(ends[0].items(), ends[1].values())
+                       if "running" not in name])  # fmt: skip
+    assert float(apart.norm()) == pytest.approx((clips[0] - clips[1]) / 20, rel=0.02)
 
 
 @pytest.mark.slow

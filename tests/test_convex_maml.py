@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import convex_imaml
 import convex_maml
+from common.solvers import ProximalHead
 from convex_maml import Config, adapt
 from tests.gradients import a_model, an_episode, assert_gradients_are_those_of_the_loss, differences, gradients_of
 
@@ -22,6 +24,42 @@ def test_meta_gradient_equals_finite_differences_through_the_inner_steps(data_di
     config = Config(width=4, inner=inner, inner_steps=steps, inner_rate=1.0, strength=0.1, learn_start=True)
     model, episode = a_task(data_dir, config, shots=2)
     assert_gradients_are_those_of_the_loss(convex_maml, model, episode, config, rtol=1e-4)
+
+
+def test_newton_steps_that_are_shortened_lower_the_loss_and_are_differentiated_at_a_constant_length(data_dir):
+    """Features so large that a full step overshoots."""
+    torch.manual_seed(0)
+    f = (300 * torch.randn(2, 10, 6, dtype=torch.float64)).requires_grad_()
+    y = torch.arange(5).repeat(2).expand(2, 10)
+    W0, strength = 0.1 * torch.randn(5, 6, dtype=torch.float64), torch.tensor(1e-3, dtype=torch.float64)
+    problem = ProximalHead(f, y, W0, strength)
+
+    def loss(W):
+        cross_entropy = torch.stack([F.cross_entropy(x @ w.T, labels) for x, w, labels in zip(f, W, y)])
+        return cross_entropy + strength / 2 * (W - W0).square().sum((1, 2))
+
+    W = W0.expand(2, 5, 6)
+    lengths = []
+    for _ in range(4):
+        P = problem.probabilities(W)
+        g = problem.gradient(W, P)
+        D = -problem.solve(P, g, 1e-4)
+        lengths.append(problem.line_search(W, g, D))
+        stepped = problem.newton_step(W)
+        torch.testing.assert_close(stepped, W + lengths[-1][:, None, None] * D)
+        assert (loss(stepped) < loss(W)).all()
+        W = stepped
+    lengths = torch.stack(lengths)
+    assert 0 < lengths.min() < 1
+
+    def after_steps(features):
+        problem, W = ProximalHead(features, y, W0, strength), W0.expand(2, 5, 6)
+        for length in lengths:
+            P = problem.probabilities(W)
+            W = W - length[:, None, None] * problem.solve(P, problem.gradient(W, P), 1e-4)
+        return W.sum()
+
+    torch.testing.assert_close(torch.autograd.grad(W.sum(), f), torch.autograd.grad(after_steps(f), f))
 
 
 def test_newton_steps_run_to_convergence_give_convex_imamls_meta_gradient(data_dir):

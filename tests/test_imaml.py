@@ -77,19 +77,20 @@ def test_meta_gradient_equals_the_dense_solution_and_finite_differences(data_dir
     assert_gradients_are_those_of_the_loss(imaml, model, episode, config, rtol=1e-4)
 
 
-def test_error_falls_as_inner_and_cg_steps_grow(data_dir):
+@pytest.mark.parametrize("growing", ("inner_steps", "cg_steps"))
+def test_error_falls_as_inner_and_cg_steps_grow(data_dir, growing, record_property):
+    """One of the two grows, the other is large. The table is printed at the end of the tests (conftest.py)."""
     config = Config(**TIGHT)
     model, episode, *_ = a_task(data_dir, config, tasks=1)
     expected, _ = dense_meta_gradient(model, episode, config)
-    print("\ninner steps  CG steps  relative error of the meta-gradient")
     errors = {}
-    for inner_steps, cg_steps in [(1, 1), (4, 2), (16, 5), (40, 12), (100, 40)]:
-        less = Config(**{**TIGHT, "inner_steps": inner_steps, "cg_steps": cg_steps})
-        gradient = flat(gradients_of(imaml, model, episode, less).values())
-        errors[inner_steps, cg_steps] = float((gradient - expected).norm() / expected.norm())
-        print(f"{inner_steps:11d}  {cg_steps:8d}  {errors[inner_steps, cg_steps]:.2e}")
+    for steps in (1, 4, 16, 40):
+        gradient = flat(gradients_of(imaml, model, episode, Config(**{**TIGHT, growing: steps})).values())
+        errors[steps] = float((gradient - expected).norm() / expected.norm())
+    shown = ", ".join(f"{steps}: {error:.1e}" for steps, error in errors.items())
+    record_property("table", f"iMAML, relative error of the meta-gradient against {growing.replace('_', ' ')}: {shown}")
     values = list(errors.values())
-    assert all(b < a / 2 for a, b in zip(values, values[1:])) and values[-1] < 1e-5
+    assert all(b < a / 2 for a, b in zip(values, values[1:]) if a > 1e-7) and values[0] > 1e-3 and values[-1] < 1e-3
 
 
 def test_no_graph_is_kept_and_the_model_is_left_alone(data_dir):

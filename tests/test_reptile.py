@@ -22,19 +22,15 @@ def test_the_update_moves_the_start_towards_the_mean_of_where_the_tasks_end(data
     ends = []
     for x, y in zip(episode.x_support, episode.y_support):
         learner = copy.deepcopy(model)
-        kind = {"adam": torch.optim.RMSprop, "sgd": torch.optim.SGD}[inner_optimizer]
         second, rate = [torch.zeros_like(p) for p in learner.parameters()], 0.01
-        optimizer = kind(learner.parameters(), lr=rate)
         for step in range(4):
             chosen = [(step * 6 + i) % 10 for i in range(6)]
             learner.zero_grad()
             F.cross_entropy(learner(x[chosen], "batch"), y[chosen]).backward()
-            if inner_optimizer == "sgd":
-                optimizer.step()
-                continue
-            for p, v in zip(learner.parameters(), second):  # Adam with beta1 = 0, written out
-                v.mul_(0.999).add_(0.001 * p.grad.square())
-                p.data -= rate * p.grad / ((v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+            for p, v in zip(learner.parameters(), second):
+                v.mul_(0.999).add_(0.001 * p.grad.square())  # of Adam with beta1 = 0, written out
+                scale = (v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8 if inner_optimizer == "adam" else 1.0
+                p.data -= rate * p.grad / scale
         ends.append(learner.state_dict())
     gradients_of(reptile, model, episode, config)
     outer_optimizer(model, config).step()

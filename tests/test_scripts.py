@@ -100,6 +100,18 @@ def test_a_shuffled_or_single_query_gives_the_same_inductive_prediction(script, 
     assert not torch.allclose(script.predict(model, few, config, transductive=True), loud[:, :8], atol=1e-3)
 
 
+@pytest.mark.parametrize("script", (maml, imaml, reptile), ids=lambda s: s.__name__)
+def test_statistics_of_the_inductive_test_are_the_supports_at_the_adapted_weights(script, data_dir):
+    """Asked for its support images, a task gives what those images, normalised together, are given at phi."""
+    config = script.Config(width=8, inner_rate=0.05)
+    model, episode = a_model(script, config).eval(), an_episode(data_dir, shots=3)
+    episode.query, episode.y_query = episode.support, episode.y_support
+    alone, together = (script.predict(model, episode, config, transductive) for transductive in (False, True))
+    torch.testing.assert_close(alone, together, rtol=1e-3, atol=1e-4)
+    unadapted = torch.stack([model(x, "batch") for x in episode.x_support])
+    assert (together - unadapted).abs().max() > 0.1
+
+
 def only(episode, kept):
     """The same episode with those of its query images alone, in this order; no other image is left in it."""
     T, S, Q = len(episode.query), episode.support.shape[1], len(kept)
