@@ -34,8 +34,8 @@ class Config(Options):
     test_inner_steps: int = 16
     """gradient steps of a task in validation and test"""
     inner_rate: float = 0.03
-    """the gradient steps' learning rate; below 2 / (strength + H's largest eigenvalue), which is 50 to 120 on Omniglot,
-    or the steps don't settle and (I + H / lambda) isn't positive definite"""
+    """learning rate of the gradient steps, which settle below 2 / (strength + H's largest eigenvalue): on Omniglot that
+    is some 300 at first and 50 to 120 at phi"""
     strength: float = 2.0
     """lambda, of the proximal term"""
     cg_steps: int = 5
@@ -88,7 +88,12 @@ def adapt(model: Model, x: Tensor, y: Tensor, steps: int, config: Config) -> dic
 
 
 def implicit_gradient(model: Model, phi: dict, x: Tensor, y: Tensor, v: Tensor, config: Config) -> Solution:
-    """u of (I + H / strength) u = v (Eq 5), with H the Hessian of the support loss at phi.   v, value: (1, n)"""
+    """u of (I + H / strength) u = v (Eq 5), with H the Hessian of the support loss at phi.   v, value: (1, n)
+
+    At a minimum H has no negative curvature and u is shorter than v. A u that is longer, or 0 as conjugate gradient's
+    is where the first direction has none that is positive, comes of inner steps that haven't settled: v takes its
+    place, the first-order gradient, and the system counts as not converged.
+    """
     loss = F.cross_entropy(functional_call(model, phi, (x, "batch")), y)
     gradient = flat(torch.autograd.grad(loss, tuple(phi.values()), create_graph=True))  # (n,)
 
@@ -96,7 +101,12 @@ def implicit_gradient(model: Model, phi: dict, x: Tensor, y: Tensor, v: Tensor, 
         Hp = torch.autograd.grad(gradient, tuple(phi.values()), p[0], retain_graph=True)
         return p + flat(Hp)[None] / config.strength
 
-    return cg(matvec, v, tolerance=config.tolerance, iterations=config.cg_steps)
+    solution = cg(matvec, v, tolerance=config.tolerance, iterations=config.cg_steps)
+    length = solution.value.norm(dim=1)
+    settled = (length > 0) & (length <= v.norm(dim=1))
+    return solution._replace(
+        value=torch.where(settled[:, None], solution.value, v), converged=solution.converged & settled
+    )
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:

@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import maml  # noqa: E402
 from common import meters  # noqa: E402
+from common.conv4 import _Normalise  # noqa: E402
 from common.episodes import Episode, EpisodeLoader  # noqa: E402
 from common.run import command, keep_memory  # noqa: E402
 
@@ -32,7 +33,10 @@ class Options:
     dataset: str = "omniglot"
     data_dir: Path = ROOT / "data"
     tasks: tuple[int, ...] = (4, 16)
-    inner_steps: int = 5
+    inner_steps: int = 0
+    """0: as maml.py has for the data set"""
+    queries: int = 0
+    """a class; 0: as maml.py has for the data set"""
     width: int = 64
     device: str = "cpu"
     warmup: int = 2
@@ -42,13 +46,13 @@ class Options:
     """folder for tasks-DATASET.json"""
 
 
-def logits(phi: dict[str, Tensor], x: Tensor) -> Tensor:
+def logits(phi: dict[str, Tensor], x: Tensor, keep_border: bool) -> Tensor:
     """maml.Model's function of one task's images, norm-pool, with torch's batch norm, which vmap can batch."""
     for i in range(4):
         at = f"backbone.blocks.{i}."
         x = F.conv2d(x, phi[at + "convolution.weight"], padding=1)
         x = F.batch_norm(x, None, None, phi[at + "norm.weight"], phi[at + "norm.bias"], True)
-        x = F.relu(F.max_pool2d(x, 2))
+        x = F.relu(F.max_pool2d(x, 2, ceil_mode=keep_border))
     return F.linear(x.flatten(1), phi["head.weight"], phi["head.bias"])
 
 
@@ -56,23 +60,24 @@ def by_vmap(model: maml.Model, episode: Episode, config: maml.Config) -> None:
     def query_loss(x, y, x_query, y_query, theta):
         phi = theta
         for _ in range(config.inner_steps):
-            gradients = torch.func.grad(lambda phi: F.cross_entropy(logits(phi, x), y))(phi)
+            gradients = torch.func.grad(lambda phi: F.cross_entropy(logits(phi, x, config.keep_border), y))(phi)
             phi = {name: p - config.inner_rate * gradients[name] for name, p in phi.items()}
-        return F.cross_entropy(logits(phi, x_query), y_query)
+        return F.cross_entropy(logits(phi, x_query, config.keep_border), y_query)
 
     task = (episode.x_support, episode.y_support, episode.x_query, episode.y_query)
     torch.func.vmap(query_loss, (0, 0, 0, 0, None))(*task, dict(model.named_parameters())).mean().backward()
 
 
-def grouped_logits(phi: dict[str, Tensor], x: Tensor) -> Tensor:
+def grouped_logits(phi: dict[str, Tensor], x: Tensor, keep_border: bool) -> Tensor:
     """`logits` of T tasks at once: phi's values (T, ...), x (T, n, C, H, W). Task t is group t.   (T, n, N)"""
     T = len(x)
     x = x.transpose(0, 1).flatten(1, 2)  # (n, T C, H, W)
     for i in range(4):
         at = f"backbone.blocks.{i}."
         x = F.conv2d(x, phi[at + "convolution.weight"].flatten(0, 1), padding=1, groups=T)
-        x = F.batch_norm(x, None, None, phi[at + "norm.weight"].flatten(), phi[at + "norm.bias"].flatten(), True)
-        x = F.relu(F.max_pool2d(x, 2))
+        weight, bias = (phi[at + f"norm.{name}"].flatten() for name in ("weight", "bias"))
+        x = _Normalise.apply(x, weight, bias, None, None, 0.1, 1e-5)[0]
+        x = F.relu(F.max_pool2d(x, 2, ceil_mode=keep_border))
     x = x.unflatten(1, (T, -1)).transpose(0, 1).flatten(2)  # (T, n, d)
     return torch.baddbmm(phi["head.bias"][:, None], x, phi["head.weight"].mT)
 
@@ -81,10 +86,14 @@ def by_groups(model: maml.Model, episode: Episode, config: maml.Config) -> None:
     T = len(episode.classes)
     phi = {name: p.expand(T, *p.shape) for name, p in model.named_parameters()}
     for _ in range(config.inner_steps):
-        loss = T * F.cross_entropy(grouped_logits(phi, episode.x_support).flatten(0, 1), episode.y_support.flatten())
+        loss = T * F.cross_entropy(
+            grouped_logits(phi, episode.x_support, config.keep_border).flatten(0, 1), episode.y_support.flatten()
+        )
         gradients = torch.autograd.grad(loss, tuple(phi.values()), create_graph=True)
         phi = {name: p - config.inner_rate * g for (name, p), g in zip(phi.items(), gradients)}
-    F.cross_entropy(grouped_logits(phi, episode.x_query).flatten(0, 1), episode.y_query.flatten()).backward()
+    F.cross_entropy(
+        grouped_logits(phi, episode.x_query, config.keep_border).flatten(0, 1), episode.y_query.flatten()
+    ).backward()
 
 
 WAYS = {"loop": maml.meta_step, "vmap": by_vmap, "groups": by_groups}
@@ -103,10 +112,12 @@ def main() -> None:
         keep_memory()
     rows = []
     for tasks in options.tasks:
-        settings = {**maml.SETTINGS.get(options.dataset, maml.SETTINGS["other"]), "inner_steps": options.inner_steps}
-        config = maml.Config(**{**settings, "inner_rate": 0.01, "width": options.width, "keep_border": False})
+        settings = maml.SETTINGS.get(options.dataset, maml.SETTINGS["other"])
+        config = maml.Config(**{**settings, "inner_rate": 0.01, "width": options.width})
+        config.inner_steps = options.inner_steps or config.inner_steps
+        queries = options.queries or config.train_queries or config.queries
         path = options.data_dir / options.dataset / "train.h5"
-        loader = EpisodeLoader(path, 5, 1, 15, tasks, device)
+        loader = EpisodeLoader(path, 5, 1, queries, tasks, device)
         torch.manual_seed(0)
         model = maml.Model(loader.image_shape, config, device)
         model.double()  # in which rounding can't hide a difference, nor make one at the kinks of ReLU and pooling
@@ -128,12 +139,13 @@ def main() -> None:
                 gradient(way, model, episode, config)
                 seconds[name].append(meters.clock(device) - start)
         ms = {name: 1e3 * statistics.median(times[options.warmup :]) for name, times in seconds.items()}
-        rows.append({"tasks": tasks, "ms": ms, "relative_error": errors})
-        print(f"{options.dataset} 5w1s, {tasks} tasks, {options.inner_steps} steps, Conv4-{options.width}: "
-              + ", ".join(f"{name} {t:.0f} ms" for name, t in ms.items()))  # fmt: skip
+        rows.append({"tasks": tasks, "inner_steps": config.inner_steps, "queries": queries, "ms": ms,
+                     "relative_error": errors})  # fmt: skip
+        setting = f"{options.dataset} 5w1s, {tasks} tasks, {config.inner_steps} steps, {queries} queries"
+        print(f"{setting}, Conv4-{options.width}: " + ", ".join(f"{name} {t:.0f} ms" for name, t in ms.items()))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        result = {"dataset": options.dataset, "inner_steps": options.inner_steps, "width": options.width, "rows": rows}
+        result = {"dataset": options.dataset, "width": options.width, "rows": rows}
         result |= {"torch": torch.__version__, **meters.hardware(device)}
         (options.out / f"tasks-{options.dataset}.json").write_text(json.dumps(result, indent=1))
 

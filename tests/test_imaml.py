@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 import imaml
 from common.conv4 import BatchNorm
+from common.solvers import Solution
 from imaml import Config, adapt, flat, implicit_gradient
 from tests.gradients import a_model, an_episode, assert_gradients_are_those_of_the_loss, gradients_of, hessian
 
@@ -111,6 +112,18 @@ def test_a_system_that_is_not_solved_says_so(data_dir):
     assert not solution.converged.any() and solution.residual > 1e-3 and solution.iterations == 1
     statistics = imaml.meta_step(model, an_episode(data_dir, torch.float64), config)
     assert statistics["residual"].shape == (3,) and not statistics["converged"].any()
+
+
+@pytest.mark.parametrize(("scale", "taken"), ((0.0, 1.0), (1.5, 1.0), (0.5, 0.5)))
+def test_the_first_order_gradient_takes_the_place_of_what_no_minimum_gives(data_dir, monkeypatch, scale, taken):
+    """Nothing, or more than v; what a minimum may give is kept."""
+    model, _, x, y = a_task(data_dir, Config())
+    phi = adapt(model, x, y, 3, Config())
+    v = torch.randn_like(flat(phi.values()))[None]
+    found = Solution(scale * v, torch.zeros(1), torch.ones(1), torch.tensor([True]))
+    monkeypatch.setattr(imaml, "cg", lambda *_, **__: found)
+    solution = implicit_gradient(model, phi, x, y, v, Config())
+    assert torch.equal(solution.value, taken * v) and solution.converged.tolist() == [scale == taken]
 
 
 @pytest.mark.parametrize("rate", (0.05, 0.1))
