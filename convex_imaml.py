@@ -30,8 +30,11 @@ from common.solvers import Solution, newton_head
 class Config(Options):
     """Options of convex_imaml.py. What is best for a data set stands in SETTINGS."""
 
+    unit_features: bool = False
+    """scale each image's features to length 1, or else divide them by sqrt d; raw lengths, which differ more from task
+    to task the fewer the shots, cost 5 points of mini-ImageNet's 1-shot accuracy and gain 0.3 on Omniglot"""
     strength: float = 0.002
-    """of the proximal term at the start (lambda), for features divided by sqrt d; meta-learned from there"""
+    """of the proximal term at the start (lambda), for such features; meta-learned from there"""
     logit_scale: float = 1.0
     """of the query's logits at the start, which frees the strength from setting their size; meta-learned from there"""
     learn_start: bool = False
@@ -71,16 +74,16 @@ class Model(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], config: Config, device: torch.device):
         super().__init__()
-        self.backbone = backbone(shape, config, device)
+        self.backbone, self.unit_features = backbone(shape, config, device), config.unit_features
         if config.learn_start:
             self.W0 = nn.Parameter(torch.zeros(fixed_ways(config), self.backbone.size + 1, device=device))
         self.log_strength = nn.Parameter(torch.tensor(math.log(config.strength), device=device))
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale), device=device))
 
     def features(self, images: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
-        """Rows for the head of images (B, C, H, W): features divided by sqrt d, and a 1 for the bias.   (B, d + 1)"""
+        """Rows for the head of images (B, C, H, W): features, scaled, and a 1 for the bias.   (B, d + 1)"""
         f = self.backbone(images, statistics, collected)
-        return F.pad(f / f.shape[1] ** 0.5, (0, 1), value=1.0)
+        return F.pad(F.normalize(f) if self.unit_features else f / f.shape[1] ** 0.5, (0, 1), value=1.0)
 
     def logits(self, f_query: Tensor, W: Tensor) -> Tensor:
         """(T, Q, d + 1), (T, N, d + 1) -> (T, Q, N)"""
