@@ -65,7 +65,7 @@ SETTINGS = {
         zoom=0.15,
         weight_decay=0.02,
     ),  # fmt: skip
-    "other": dict(PICTURES, minutes=30.0),
+    "other": dict(PICTURES, minutes=30.0, unit_features=True),
 }
 
 
