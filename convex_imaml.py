@@ -55,18 +55,11 @@ SETTINGS = {
     "glyphs": dict(CHARACTERS, minutes=2.0),
     "omniglot": dict(CHARACTERS, minutes=20.0, width=128),
     "miniimagenet": dict(
-        PICTURES,
-        minutes=60.0,
-        half_size=0.5,
-        width=128,
-        first_width=64,
-        jitter=0.3,
-        shift=0.1,
-        zoom=0.15,
-        weight_decay=0.02,
-    ),  # fmt: skip
+        PICTURES, minutes=60.0, half_size=0.5, width=128, first_width=64, unit_features=True,
+        jitter=0.3, shift=0.1, zoom=0.15, weight_decay=0.02,
+    ),
     "other": dict(PICTURES, minutes=30.0, unit_features=True),
-}
+}  # fmt: skip
 
 
 class Model(nn.Module):
