@@ -1,12 +1,14 @@
 """The README says what the committed results and the tree say."""
 
+import dataclasses
 import importlib
 import json
 import re
+import sys
 
 import pytest
 
-from common.options import ROOT
+from common.options import ROOT, parse
 
 README = (ROOT / "README.md").read_text()
 RESULTS = sorted((ROOT / "results").glob("*/result.json"))
@@ -24,6 +26,19 @@ def test_every_committed_result_stands_in_the_table_as_it_was_measured(path):
     assert f"{result['ways']}w{result['shots']}s" in rows[0] and result["dataset"] in rows[0]
     files = [path.parent / name for name in ("config.json", "log.csv", "curves.png")]
     assert "--evaluate" in rows[0] or all(file.exists() for file in files)
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
+def test_a_rows_command_means_what_was_run(path, monkeypatch):
+    if not (path.parent / "config.json").exists():
+        pytest.skip("another row's run, tested again")
+    saved = json.loads((path.parent / "config.json").read_text())
+    (row,) = (line for line in README.splitlines() if f"results/{path.parent.name})" in line and line[0] == "|")
+    monkeypatch.setattr(sys, "argv", re.search(r"`python ([^`]+)`", row)[1].split())
+    script = importlib.import_module(saved["options"]["algorithm"])
+    now = dataclasses.asdict(parse(script.Config, script.SETTINGS))
+    was = {k: v for k, v in saved["options"].items() if k in now and k not in ("data_dir", "out")}
+    assert {k: now[k] for k in was} == was
 
 
 def test_there_are_results():
