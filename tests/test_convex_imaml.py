@@ -9,8 +9,9 @@ from tests.gradients import a_model, an_episode, assert_gradients_are_those_of_t
 
 
 @pytest.mark.parametrize("block", ("pool-norm", "norm-pool"))
-def test_meta_gradient_equals_finite_differences_in_every_kind_of_parameter(data_dir, block):
-    config = Config(width=4, block=block, learn_start=True, tolerance=1e-13, precision="float32")
+@pytest.mark.parametrize("unit_features", (False, True))
+def test_meta_gradient_equals_finite_differences_in_every_kind_of_parameter(data_dir, block, unit_features):
+    config = Config(width=4, block=block, unit_features=unit_features, learn_start=True, tolerance=1e-13)
     model, episode = a_model(convex_imaml, config).double(), an_episode(data_dir, torch.float64)
     torch.nn.init.normal_(model.W0, std=0.3)
     assert len(list(model.parameters())) == 4 * 3 + 3
@@ -64,3 +65,12 @@ def test_each_image_is_embedded_once_however_many_tasks_share_it(data_dir):
     model.backbone.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     meta_step(model, episode, config)
     assert seen == [90] and episode.query.shape == (40, 15)
+
+
+def test_unit_features_leave_the_length_of_an_images_features_without_a_say(data_dir):
+    config = Config(width=8, unit_features=True)
+    model, episode = a_model(convex_imaml, config).eval(), an_episode(data_dir)
+    f = model.features(episode.images, "running")
+    torch.testing.assert_close(f[:, :-1].norm(dim=1), torch.ones(len(f)))
+    plain = model.backbone(episode.images, "running")
+    torch.testing.assert_close(f[:, :-1], plain / plain.norm(dim=1, keepdim=True))
