@@ -179,7 +179,7 @@ def test_halved_images_are_means_of_four_pixels(data_dir):
 def test_too_many_ways_and_too_many_images_are_refused(data_dir):
     with pytest.raises(UsageError, match="--ways 13: train of toy has 12 classes"):
         loader_of(data_dir, ways=13)
-    with pytest.raises(UsageError, match="shots . queries = 5 . 16: class .* has 20 images"):
+    with pytest.raises(UsageError, match="--shots 5 and --queries 16: class .* has 20 images"):
         loader_of(data_dir, shots=5, queries=16)
 
 
