@@ -121,17 +121,17 @@ def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tenso
     memory at a time. On two cores tasks as groups of one convolution are 1.2 times faster on Omniglot and 2.2 times
     slower on mini-ImageNet, and vmap is slower on both (benchmarks/tasks.py).
     """
-    losses, accuracies, solutions = [], [], []
+    losses, accuracies, solved = [], [], []
     for x, y, x_query, y_query in zip(episode.x_support, episode.y_support, episode.x_query, episode.y_query):
         phi = adapt(model, x, y, config.inner_steps, config)
         logits = functional_call(model, phi, (x_query, "batch"))  # (Q, N)
         loss = F.cross_entropy(logits, y_query)
         v = flat(torch.autograd.grad(loss, tuple(phi.values())))
-        solutions.append(implicit_gradient(model, phi, x, y, v[None], config))
-        flat(model.parameters()).backward(solutions[-1].value[0] / len(episode.classes))
+        solution = implicit_gradient(model, phi, x, y, v[None], config)
+        flat(model.parameters()).backward(solution.value[0] / len(episode.classes))
+        solved.append(solution.statistics())
         losses.append(loss.detach())
         accuracies.append((logits.detach().argmax(-1) == y_query).float().mean())
-    solved = [solution.statistics() for solution in solutions]
     statistics = {key: torch.cat([s[key] for s in solved]) for key in solved[0]}
     return {"loss": torch.stack(losses).mean(), "accuracy": torch.stack(accuracies).mean(), **statistics}
 

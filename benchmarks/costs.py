@@ -7,12 +7,10 @@ script's settings for the data set. Time is an operation's own, without what it 
 """
 
 import importlib
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tyro
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -20,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import SCRIPTS  # noqa: E402
+from benchmarks import SCRIPTS, save  # noqa: E402
 from common import meters  # noqa: E402
 from common.run import Run, command, outer_optimizer  # noqa: E402
 
@@ -91,10 +89,7 @@ def main() -> None:
     table = "\n".join(lines) + "\n"
     print(table)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        about = {"dataset": options.dataset, "torch": torch.__version__, **meters.hardware(torch.device("cpu"))}
-        (options.out / f"costs-{options.dataset}.json").write_text(json.dumps(about | {"rows": rows}, indent=1))
-        (options.out / f"costs-{options.dataset}.md").write_text(table)
+        save(options.out, f"costs-{options.dataset}", {"dataset": options.dataset, "rows": rows}, table)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ sample space, where S = N K <= LARGEST_FACTOR, N blocks of S^3.
     python benchmarks/heads.py --out results/benchmarks
 """
 
-import json
 import statistics
 import sys
 import time
@@ -25,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from worker import a_head_problem  # noqa: E402
 
-from common import meters  # noqa: E402
+from benchmarks import save  # noqa: E402
 from common.run import command, keep_memory  # noqa: E402
 from common.solvers import newton_head  # noqa: E402
 
@@ -104,10 +103,7 @@ def main() -> None:
     table = "\n".join(lines) + "\n"
     print(table)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        machine = {**meters.hardware(torch.device("cpu")), "torch": torch.__version__}
-        (options.out / "heads.json").write_text(json.dumps({**machine, "middle": MIDDLE, "rows": rows}, indent=1))
-        (options.out / "heads.md").write_text(table)
+        save(options.out, "heads", {"middle": MIDDLE, "rows": rows}, table)
         plot(rows, options.out / "heads.png")
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import SCRIPTS  # noqa: E402
+from benchmarks import SCRIPTS, save  # noqa: E402
 from common import meters  # noqa: E402
 from common.episodes import EpisodeLoader, UsageError  # noqa: E402
 from common.run import command  # noqa: E402
@@ -117,14 +117,10 @@ def main() -> None:
     table = as_table(cells, options)
     print(table)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        target = options.out / f"memory-{'tasks-' if options.over == 'tasks' else ''}{options.dataset}"
+        name = f"memory-{'tasks-' if options.over == 'tasks' else ''}{options.dataset}"
         described = {k: str(v) for k, v in dataclasses.asdict(options).items() if k not in ("cell", "out", "data_dir")}
-        hardware = meters.hardware(torch.device(options.device))
-        content = {"options": described, "torch": torch.__version__, **hardware, "cells": cells}
-        target.with_suffix(".json").write_text(json.dumps(content, indent=1))
-        target.with_suffix(".md").write_text(table + "\n")
-        plot(cells, target.with_suffix(".png"), options)
+        save(options.out, name, {"options": described, "cells": cells}, table, options.device)
+        plot(cells, options.out / f"{name}.png", options)
 
 
 def as_table(cells: list[dict], options: Options) -> str:

@@ -23,7 +23,7 @@ from tqdm import trange
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import SCRIPTS  # noqa: E402
+from benchmarks import SCRIPTS, save  # noqa: E402
 from common import meters  # noqa: E402
 from common.episodes import EpisodeLoader  # noqa: E402
 from common.run import command, keep_memory, outer_optimizer  # noqa: E402
@@ -105,11 +105,8 @@ def main() -> None:
     table = as_table(cells, options.steps)
     print(table)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
         about = {k: getattr(options, k) for k in ("dataset", "steps", "tasks", "width")}
-        about |= {"torch": torch.__version__, **meters.hardware(torch.device("cpu"))}
-        (options.out / f"steady-{options.dataset}.json").write_text(json.dumps(about | {"cells": cells}, indent=1))
-        (options.out / f"steady-{options.dataset}.md").write_text(table + "\n")
+        save(options.out, f"steady-{options.dataset}", about | {"cells": cells}, table)
 
 
 if __name__ == "__main__":
