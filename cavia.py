@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.conv4 import BatchNorm, Statistics
+from common.conv4 import Statistics
 from common.episodes import Episode, EpisodeLoader
 from common.options import Options, fixed_ways, parse
 from common.run import Run, backbone, command, gather, outcome, outer_optimizer
@@ -58,8 +58,7 @@ class Model(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], config: Config, device: torch.device):
         super().__init__()
-        self.backbone = backbone(shape, config, device)
-        self.backbone.blocks[3].norm = BatchNorm(config.width, running=False).to(device)
+        self.backbone = backbone(shape, config, device, running=3)
         self.film = nn.Linear(config.context, 2 * config.width, device=device)
         nn.init.zeros_(self.film.bias)  # so that a context of zero is the plain network at first
         self.head = nn.Linear(self.backbone.size, fixed_ways(config), device=device)

@@ -64,7 +64,7 @@ class Model(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], config: Config, device: torch.device):
         super().__init__()
-        self.backbone = backbone(shape, config, device, running=False)
+        self.backbone = backbone(shape, config, device, running=0)
         self.head = nn.Linear(self.backbone.size, fixed_ways(config), device=device)
 
     def forward(self, images: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:

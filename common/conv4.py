@@ -33,7 +33,7 @@ class BatchNorm(nn.Module):
         """x: (B, width, H, W), and so the result. A batch normalised by itself adds its statistics to `collected`."""
         if statistics == "batch":
             running = (self.running_mean, self.running_var) if self.training else (None, None)
-            y, mean, rstd = _Normalise.apply(x, self.weight, self.bias, *running, self.momentum, self.eps)
+            y, mean, rstd = Normalise.apply(x, self.weight, self.bias, *running, self.momentum, self.eps)
             if collected is not None:
                 collected.append((mean, rstd**-2 - self.eps))
             return y
@@ -42,7 +42,7 @@ class BatchNorm(nn.Module):
         return F.batch_norm(x, *statistics, self.weight, self.bias, False, 0.0, self.eps)
 
 
-class _Normalise(torch.autograd.Function):
+class Normalise(torch.autograd.Function):
     """torch's batch norm with a batch's own statistics, whose double backward is in closed form.
 
     torch differentiates its backward as a chain of slow reductions (its issue 3076), which was 40 % of a second-order
@@ -142,7 +142,7 @@ class Conv4(nn.Module):
 
     `shape` is an image's (C, H, W). channels_last: keep that memory layout, which is faster on CPU and CUDA.
     precision: torch.bfloat16 runs convolutions in it (autocast); features come back in the weights' type.
-    running: keep running averages, which methods that adapt these weights have no use for.
+    running: blocks, from the first, that keep running averages, for which weights that a task adapts have no use.
     first_width: filters of the first block, which works on the largest images, if not `width`. The second block's
     convolution is two thirds of the arithmetic for 84 x 84 images, and half that for half the channels.
     Raises ValueError for images below 16 x 16, of which nothing would be left.
@@ -155,7 +155,7 @@ class Conv4(nn.Module):
         order: str,
         channels_last: bool = False,
         precision: torch.dtype = torch.float32,
-        running: bool = True,
+        running: int = 4,
         keep_border: bool = False,
         first_width: int = 0,
     ):
@@ -164,7 +164,9 @@ class Conv4(nn.Module):
         if min(height, W) < 16:
             raise ValueError(f"images are {height}x{W}, expected 16x16 or more: Conv4 halves them four times")
         widths = [channels, first_width or width, width, width, width]
-        self.blocks = nn.ModuleList(Block(c, w, order, running, keep_border) for c, w in zip(widths, widths[1:]))
+        self.blocks = nn.ModuleList(
+            Block(c, w, order, i < running, keep_border) for i, (c, w) in enumerate(zip(widths, widths[1:]))
+        )
         sides = [-(-side // 16) if keep_border else side // 16 for side in (height, W)]
         self.size = width * sides[0] * sides[1]  # d
         self.layout = torch.channels_last if channels_last else torch.contiguous_format

@@ -389,8 +389,11 @@ def gather(batches: list[dict[str, np.ndarray]], episodes: int) -> dict[str, np.
     return {k: np.concatenate([batch[k] for batch in in_order])[:episodes] for k in in_order[0]}
 
 
-def backbone(shape: tuple[int, int, int], config: Options, device: torch.device, running: bool = True) -> Conv4:
-    """Conv4 as the options say. Raises UsageError for images that are too small for it."""
+def backbone(shape: tuple[int, int, int], config: Options, device: torch.device, running: int = 4) -> Conv4:
+    """Conv4 as the options say, its first `running` blocks with running averages.
+
+    Raises UsageError for images that are too small for it.
+    """
     channels_last = config.channels_last and device.type in ("cpu", "cuda")
     precision = backbone_precision(config, device)
     try:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.conv4 import BLOCKS, Conv4, _Normalise
+from common.conv4 import BLOCKS, Conv4, Normalise
 
 
 def a_network(order, shape=(3, 32, 48), width=8, **options):
@@ -104,7 +104,7 @@ def test_batch_norm_differentiates_once_and_twice(layout):
     inputs = [v.requires_grad_() for v in (x, weight, bias)]
 
     def ours(x, weight, bias):
-        return _Normalise.apply(x, weight, bias, None, None, 0.0, 1e-5)[0]
+        return Normalise.apply(x, weight, bias, None, None, 0.0, 1e-5)[0]
 
     assert torch.autograd.gradcheck(ours, inputs) and torch.autograd.gradgradcheck(ours, inputs)
     assert torch.autograd.gradgradcheck(lambda x, w, b: (ours(x, w, b).sin() * x).sum((0, 2, 3)), inputs)
