@@ -1,18 +1,50 @@
 """This project beside its peers, the machine's limit and itself; every module is a command."""
 
+import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from common import meters
+from common.run import Run, outer_optimizer
 
 SCRIPTS = ("convex_imaml", "convex_maml", "maml", "imaml", "reptile", "cavia")
 
 
+def training(name: str, dataset: str, **options) -> tuple[Callable[[], dict[str, Tensor]], torch.device]:
+    """A whole training step of a script with its settings for the data set, but for `options`, and the device.
+
+    It draws episodes, augments their images, adds the meta-gradient, clips it, moves the weights, and returns what
+    `meta_step` did of the last batch. Images have their full size, as in the last part of training.
+    """
+    script = importlib.import_module(name)
+    settings = script.SETTINGS.get(dataset, script.SETTINGS["other"])
+    config = script.Config(**{**settings, "dataset": dataset, **options})
+    run = Run(config, script.__file__)
+    train, _, _ = run.loaders()
+    model = script.Model(train.image_shape, config, run.device)
+    optimizer = outer_optimizer(model, config)
+    run.progress = 1.0
+
+    def step():
+        optimizer.zero_grad()
+        for episode in run.draw(train, model):
+            statistics = script.meta_step(model, episode, config)
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        run.step += 1
+        return statistics
+
+    return step, run.device
+
+
 def save(out: Path, name: str, content: dict, table: str, device: str = "cpu") -> None:
-    """Write OUT/NAME.json, of `content` and the machine, and OUT/NAME.md."""
+    """Write OUT/NAME.json, of `content` and the machine, and OUT/NAME.md, the table below a line on the machine."""
     out.mkdir(parents=True, exist_ok=True)
     machine = {"torch": torch.__version__, **meters.hardware(torch.device(device))}
     (out / f"{name}.json").write_text(json.dumps(machine | content, indent=1))
-    (out / f"{name}.md").write_text(table.rstrip("\n") + "\n")
+    described = ", ".join(f"{key}: {value}" for key, value in machine.items())
+    (out / f"{name}.md").write_text(f"{described}\n\n{table.rstrip()}\n")

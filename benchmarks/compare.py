@@ -8,7 +8,6 @@ isn't run again: the command goes on where it was stopped.
 """
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import save  # noqa: E402
 from common import meters  # noqa: E402
 from common.run import command  # noqa: E402
 
@@ -48,9 +48,8 @@ def train(options: Options, variant: str, seed: int) -> dict:
         return json.loads(Path(folder, "run", "result.json").read_text())
 
 
-def as_table(runs: list[dict], options: Options, machine: dict) -> str:
+def as_table(runs: list[dict], options: Options) -> str:
     lines = [f"{options.script}, {', '.join(options.options)}; inductive, 95 % CI of a run's test episodes.", ""]
-    lines += [", ".join(f"{k}: {v}" for k, v in machine.items()), ""]
     seeds = sorted({run["seed"] for run in runs})
     heads = ["setting", *(f"seed {s}" for s in seeds), "mean", "minus the first (each seed)", "steps", "ms a step"]
     lines += ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
@@ -71,22 +70,21 @@ def as_table(runs: list[dict], options: Options, machine: dict) -> str:
 
 def main() -> None:
     options = tyro.cli(Options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    saved, table = options.out / f"{options.name}.json", options.out / f"{options.name}.md"
-    machine = {**meters.hardware(torch.device("cpu")), "torch": torch.__version__, "cores": os.cpu_count()}
-    same = {"script": options.script, "options": list(options.options)}
-    before = json.loads(saved.read_text()) if saved.exists() else {**machine, **same, "runs": []}
+    saved = options.out / f"{options.name}.json"
+    machine = {"processor": meters.hardware(torch.device("cpu"))["processor"], "torch": torch.__version__}
+    same = {"script": options.script, "options": list(options.options), **machine}
+    before = json.loads(saved.read_text()) if saved.exists() else {**same, "runs": []}
     if {key: before[key] for key in same} != same:
-        raise SystemExit(f"{saved} is of {before['script']} with {before['options']}; give another --name")
+        there = {key: before[key] for key in same}
+        raise SystemExit(f"{saved} is of {there}, expected {same}; give another --name")
     runs = before["runs"]
     for seed in options.seeds:
         for variant in options.variants:
             if any(run["variant"] == variant and run["seed"] == seed for run in runs):
                 continue
             runs.append({"variant": variant, **train(options, variant, seed)})
-            saved.write_text(json.dumps(before, indent=1))
-            table.write_text(as_table(runs, options, machine))
-    print(as_table(runs, options, machine))
+            save(options.out, options.name, before, as_table(runs, options))
+    print(as_table(runs, options))
 
 
 if __name__ == "__main__":

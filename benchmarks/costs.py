@@ -6,21 +6,19 @@ script's settings for the data set. Time is an operation's own, without what it 
     python benchmarks/costs.py --dataset omniglot --out results/benchmarks
 """
 
-import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import SCRIPTS, save  # noqa: E402
+from benchmarks import SCRIPTS, save, training  # noqa: E402
 from common import meters  # noqa: E402
-from common.run import Run, command, outer_optimizer  # noqa: E402
+from common.run import command  # noqa: E402
 
 
 @dataclass
@@ -40,36 +38,19 @@ class Options:
 
 def costs(name: str, options: Options) -> dict:
     """{"algorithm", "ms": of a step, "operations": [[name, calls a step, share of the step], ...]}"""
-    script = importlib.import_module(name)
-    settings = script.SETTINGS.get(options.dataset, script.SETTINGS["other"])
-    shared = {"dataset": options.dataset, "data_dir": options.data_dir, "device": options.device}
-    config = script.Config(**{**settings, **shared})
-    run = Run(config, script.__file__)
-    train, _, _ = run.loaders()
-    model = script.Model(train.image_shape, config, run.device)
-    optimizer = outer_optimizer(model, config)
-    on_device = run.device.type == "cuda"
-
-    def step():
-        optimizer.zero_grad()
-        for episode in run.draw(train, model):
-            script.meta_step(model, episode, config)
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
-        run.step += 1
-
-    run.progress = 1.0  # the last part of training, on images of full size
+    step, device = training(name, options.dataset, data_dir=options.data_dir, device=options.device)
+    on_device = device.type == "cuda"
     for _ in range(options.warmup):
         step()
-    start = meters.clock(run.device)
+    start = meters.clock(device)
     for _ in range(options.steps):
         step()
-    seconds = meters.clock(run.device) - start
+    seconds = meters.clock(device) - start
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_device
     with profile(activities=activities) as profiled:
         for _ in range(options.steps):
             step()
-        meters.clock(run.device)
+        meters.clock(device)
     times = {e.key: (e.self_device_time_total if on_device else e.self_cpu_time_total, e.count)
              for e in profiled.key_averages()}  # fmt: skip
     total = sum(time for time, _ in times.values())

@@ -65,8 +65,10 @@ class Options:
 
 
 def settings(name: str, steps: int) -> dict:
-    """What makes a script take so many inner steps: Convex iMAML's solver runs on past its tolerance."""
-    return {"newton_steps": steps, "tolerance": 0.0} if name == "convex_imaml" else {"inner_steps": steps}
+    """The same network for all, and so many inner steps: Convex iMAML's solver takes them for want of a tolerance, and
+    then, as it hasn't converged, again in float64."""
+    own = {"newton_steps": steps, "tolerance": 0.0} if name == "convex_imaml" else {"inner_steps": steps}
+    return {"block": "norm-pool", "precision": "float32", **own}
 
 
 def measure(options: Options) -> None:

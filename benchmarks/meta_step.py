@@ -6,7 +6,6 @@ solver alone (its solve and its implicit gradient).
     python benchmarks/meta_step.py --dataset omniglot --out results/benchmarks
 """
 
-import json
 import statistics
 import sys
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from tqdm import trange
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import save  # noqa: E402
 from common import meters  # noqa: E402
 from common.episodes import EpisodeLoader  # noqa: E402
 from common.options import ROOT  # noqa: E402
@@ -38,7 +38,7 @@ class Options:
     """steps of each kind that aren't counted"""
     repeats: int = 30
     out: Path | None = None
-    """folder for meta_step-DATASET.json"""
+    """folder for meta_step-DATASET.md and .json"""
 
 
 def main() -> None:
@@ -70,7 +70,8 @@ def main() -> None:
         with torch.no_grad():
             f = model.features(episode.images, "batch")[episode.support]
         f.requires_grad_()
-        timed("solver", lambda: adapt(model, f, episode.y_support, episode.ways, config).value.sum().backward())
+        v = torch.randn(len(episode.classes), episode.ways, f.shape[-1], device=device)
+        timed("solver", lambda: adapt(model, f, episode.y_support, episode.ways, config).value.backward(v))
         optimizer.zero_grad()
     counted = {name: times[options.warmup :] for name, times in seconds.items()}
     ratios = [m / p for m, p in zip(counted["meta_step"], counted["plain"])]
@@ -82,18 +83,18 @@ def main() -> None:
         "plain_ms": 1e3 * statistics.median(counted["plain"]),
         "meta_step_ms": 1e3 * statistics.median(counted["meta_step"]),
         "solver_ms": 1e3 * statistics.median(counted["solver"]), "ratio": median, "ratio_quartiles": [low, high],
-        "solver_share": statistics.median(shares), "torch": torch.__version__, **meters.hardware(device),
+        "solver_share": statistics.median(shares),
     }  # fmt: skip
 
-    print(
+    line = (
         f"{options.dataset} {options.ways}-way {options.shots}-shot, {options.tasks} tasks, Conv4-{options.width} "
         f"{config.block}, {len(episode.images)} images: plain {result['plain_ms']:.1f} ms, "
         f"meta-step {result['meta_step_ms']:.1f} ms, ratio {median:.3f} (quartiles {low:.3f} to {high:.3f}), "
         f"solver {result['solver_ms']:.1f} ms = {100 * result['solver_share']:.1f} % of the meta-step"
     )
+    print(line)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"meta_step-{options.dataset}.json").write_text(json.dumps(result, indent=1))
+        save(options.out, f"meta_step-{options.dataset}", result, line, options.device)
 
 
 if __name__ == "__main__":

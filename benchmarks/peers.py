@@ -1,15 +1,14 @@
 """The same meta-step in other libraries, as their own examples write it, on the textbook network.
 
-Each returns (step, info) as worker.py has it; info["norm"] is of the meta-gradient on the same weights and episode.
+Each returns (step, info) as worker.py has it; info is the signature of its meta-gradient on the same weights and
+episode.
 """
 
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from worker import EpisodeLoader, Textbook, Work, episodes_of, gradient_norm, images_and_labels, textbook_of
-
-INNER_RATE, CG_STEPS = 0.01, 5
+from worker import EpisodeLoader, Textbook, Work, episodes_of, images_and_labels, signature, textbook_of
 
 
 def _work(spec: dict, meta_step) -> Work:
@@ -24,7 +23,7 @@ def _work(spec: dict, meta_step) -> Work:
             (meta_step(net, *task) / spec["tasks"]).backward()
 
     gradients()
-    info = {"norm": gradient_norm(net)}
+    info = signature(net)
 
     def step():
         gradients()
@@ -37,7 +36,7 @@ def learn2learn(spec: dict) -> Work:
     from learn2learn.algorithms import MAML
 
     def meta_step(net: Textbook, x, y, x_query, y_query):
-        learner = MAML(net, lr=INNER_RATE, first_order=spec.get("first_order", False)).clone()
+        learner = MAML(net, lr=spec["inner_rate"], first_order=spec.get("first_order", False)).clone()
         for _ in range(spec["inner_steps"]):
             learner.adapt(F.cross_entropy(learner(x), y))
         return F.cross_entropy(learner(x_query), y_query)
@@ -45,11 +44,43 @@ def learn2learn(spec: dict) -> Work:
     return _work(spec, meta_step)
 
 
+def learn2learn_anil(spec: dict) -> Work:
+    """The head alone adapts, from zero, on features divided by sqrt d, as convex_maml.py has it. All tasks' images are
+    one batch: its example embeds a task's images at a time, which batch norm would tell from ours."""
+    from learn2learn.algorithms import MAML
+
+    net, episode = textbook_of(spec), episodes_of(spec)
+    head = torch.nn.Linear(net.head.in_features, 5)
+    for p in head.parameters():
+        torch.nn.init.zeros_(p)
+    optimizer = torch.optim.Adam(net.features.parameters(), lr=1e-5)
+
+    def gradients():
+        optimizer.zero_grad()
+        f = net.features(episode.images) / head.in_features**0.5
+        losses = []
+        for support, y, query, y_query in zip(episode.support, episode.y_support, episode.query, episode.y_query):
+            learner = MAML(head, lr=spec["inner_rate"]).clone()
+            for _ in range(spec["inner_steps"]):
+                learner.adapt(F.cross_entropy(learner(f[support]), y))
+            losses.append(F.cross_entropy(learner(f[query]), y_query))
+        torch.stack(losses).mean().backward()
+
+    gradients()
+    info = signature(torch.nn.ModuleDict({"features": net.features}))
+
+    def step():
+        gradients()
+        optimizer.step()
+
+    return step, info
+
+
 def higher(spec: dict) -> Work:
     import higher
 
     def meta_step(net: Textbook, x, y, x_query, y_query):
-        inner = torch.optim.SGD(net.parameters(), lr=INNER_RATE)
+        inner = torch.optim.SGD(net.parameters(), lr=spec["inner_rate"])
         with higher.innerloop_ctx(net, inner, copy_initial_weights=False) as (learner, steps):
             for _ in range(spec["inner_steps"]):
                 steps.step(F.cross_entropy(learner(x), y))
@@ -65,7 +96,7 @@ def torchopt(spec: dict) -> Work:
 
     def meta_step(net: Textbook, x, y, x_query, y_query):
         if "inner" not in state:
-            state["inner"] = torchopt.MetaSGD(net, lr=INNER_RATE)
+            state["inner"] = torchopt.MetaSGD(net, lr=spec["inner_rate"])
         start = torchopt.extract_state_dict(net, by="reference")
         optimizer_start = torchopt.extract_state_dict(state["inner"], by="reference")
         for _ in range(spec["inner_steps"]):
@@ -86,7 +117,7 @@ def torchopt_implicit(spec: dict) -> Work:
 
     class Learner(
         ImplicitMetaGradientModule,
-        linear_solve=torchopt.linear_solve.solve_cg(maxiter=CG_STEPS, rtol=0.0, atol=0.0),
+        linear_solve=torchopt.linear_solve.solve_cg(maxiter=spec["cg_steps"], rtol=0.0, atol=0.0),
     ):
         def __init__(self, meta_net):
             super().__init__()

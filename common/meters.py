@@ -1,6 +1,7 @@
 """What a run reports of itself: accuracy with its confidence interval, time, memory, and the machine."""
 
 import math
+import os
 import platform
 import resource
 import sys
@@ -32,6 +33,14 @@ def peak_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def resident_mib() -> float:
+    """Memory in MiB that this process has now (where there is /proc; elsewhere the most that it had)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except OSError:
+        return peak_mib(torch.device("cpu"))
 
 
 def has_bfloat16(device: torch.device) -> bool:
