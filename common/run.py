@@ -8,6 +8,7 @@ import contextlib
 import csv
 import ctypes
 import dataclasses
+import importlib
 import io
 import json
 import math
@@ -71,6 +72,9 @@ class Run:
                 "multiple of --batches, and --batches of the processes"
             )
         if self.world > 1 and not dist.is_initialized():
+            # An optimiser imports this too, and after the group is made its functions' defaults would keep it, and its
+            # threads, beyond destroy_process_group: these now and then abort a process that ends.
+            importlib.import_module("torch.distributed.nn.functional")
             # Test runs on all ranks, but a rank may wait for another's validation: nothing here takes an hour.
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
         self.step, self.seconds, self.best = 0, 0.0, (-1.0, 0.0)  # best: validation accuracy and its CI

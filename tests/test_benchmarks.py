@@ -54,7 +54,19 @@ def test_memory_over_tasks_and_over_steps_is_read_from_the_process(data_dir, tmp
 @pytest.mark.slow
 def test_the_largest_costs_of_a_step_are_named(data_dir, tmp_path):
     benchmark = [sys.executable, str(ROOT / "benchmarks" / "costs.py"), "--data-dir", str(data_dir), "--dataset", "toy"]
-    options = ["--algorithms", "convex_imaml", "reptile", "--warmup", "1", "--steps", "2", "--out", str(tmp_path)]
+    options = [
+        "--algorithms",
+        "convex_imaml",
+        "reptile",
+        "--warmup",
+        "1",
+        "--steps",
+        "2",
+        "--operations",
+        "10",
+        "--out",
+        str(tmp_path),
+    ]
     done = subprocess.run([*benchmark, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     for row in json.loads((tmp_path / "costs-toy.json").read_text())["rows"]:

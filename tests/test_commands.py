@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -387,6 +388,23 @@ def test_two_ranks_with_half_the_tasks_equal_one_rank_with_all(script, command, 
         assert bool(logged[key]) == bool(also[key])
         assert not logged[key] or float(also[key]) == pytest.approx(float(logged[key]), rel=1e-3, abs=1e-3), key
     assert json.loads((tmp_path / "two" / "config.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see a process's threads")
+def test_no_thread_of_the_process_group_outlives_it(tmp_path, data_dir):
+    """One that did would abort, now and then, a process that ends: it asks for an interpreter that is gone."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pathlib, convex_imaml; from common.run import command\n"
+        "command(convex_imaml.main)\n"
+        "names = [task.read_text() for task in pathlib.Path('/proc/self/task').glob('*/comm')]\n"
+        "assert not [name for name in names if 'gloo' in name], names\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    arguments = f"{SMALL} --steps 1 --data-dir {data_dir} --out {tmp_path / 'run'}".split()
+    done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:4000]
 
 
 @pytest.mark.slow
