@@ -19,7 +19,7 @@ from common.options import ROOT
 def test_memory_grows_with_mamls_inner_steps_and_stays_flat_for_the_implicit_methods(data_dir, tmp_path):
     benchmark = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--data-dir", str(data_dir)]
     options = "--dataset toy --algorithms maml imaml convex_imaml --inner-steps 1 20".split()
-    options += "--processes 2 --tasks 2 --meta-steps 2".split()
+    options += "--processes 3 --tasks 2 --meta-steps 2".split()
     done = subprocess.run([*benchmark, *options, "--out", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     cells = json.loads((tmp_path / "memory-toy.json").read_text())["cells"]
@@ -27,7 +27,8 @@ def test_memory_grows_with_mamls_inner_steps_and_stays_flat_for_the_implicit_met
     growth = {name: many[name]["peak_mib"] - few[name]["peak_mib"] for name in few}
     assert growth["maml"] > 0.15 * few["maml"]["peak_mib"]
     for name in ("imaml", "convex_imaml"):
-        assert growth[name] < 0.03 * few[name]["peak_mib"], growth  # a process's peak is known to 1 or 2 %
+        # a graph kept for every step would grow as MAML's does; the peak of a process of 700 MiB is known to some 30
+        assert growth[name] < 0.3 * growth["maml"], growth
     assert many["convex_imaml"]["taken"] > few["convex_imaml"]["taken"] == 1
     assert (tmp_path / "memory-toy.md").read_text().count("| ") > 10
     assert (tmp_path / "memory-toy.png").read_bytes()[:4] == b"\x89PNG"
