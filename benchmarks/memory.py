@@ -8,6 +8,7 @@ of its inner steps and grows with them; iMAML and Convex iMAML don't.
     python benchmarks/memory.py --over tasks --out results/benchmarks
 """
 
+import ctypes
 import dataclasses
 import importlib
 import json
@@ -73,6 +74,9 @@ def settings(name: str, steps: int) -> dict:
 
 def measure(options: Options) -> None:
     """Print one cell as JSON."""
+    if sys.platform == "linux":
+        PR_SET_THP_DISABLE = 41
+        ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # a peak in huge pages differs by up to 8 %
     name, steps, tasks = options.cell
     script, device = importlib.import_module(name), torch.device(options.device)
     config = script.Config(width=options.width, **settings(name, steps))

@@ -27,8 +27,7 @@ def test_memory_grows_with_mamls_inner_steps_and_stays_flat_for_the_implicit_met
     growth = {name: many[name]["peak_mib"] - few[name]["peak_mib"] for name in few}
     assert growth["maml"] > 0.15 * few["maml"]["peak_mib"]
     for name in ("imaml", "convex_imaml"):
-        # a graph kept for every step would grow as MAML's does; the peak of a process of 700 MiB is known to some 30
-        assert growth[name] < 0.3 * growth["maml"], growth
+        assert growth[name] < 0.03 * few[name]["peak_mib"], growth  # a process's peak is known to 1 or 2 %
     assert many["convex_imaml"]["taken"] > few["convex_imaml"]["taken"] == 1
     assert (tmp_path / "memory-toy.md").read_text().count("| ") > 10
     assert (tmp_path / "memory-toy.png").read_bytes()[:4] == b"\x89PNG"
@@ -55,19 +54,7 @@ def test_memory_over_tasks_and_over_steps_is_read_from_the_process(data_dir, tmp
 @pytest.mark.slow
 def test_the_largest_costs_of_a_step_are_named(data_dir, tmp_path):
     benchmark = [sys.executable, str(ROOT / "benchmarks" / "costs.py"), "--data-dir", str(data_dir), "--dataset", "toy"]
-    options = [
-        "--algorithms",
-        "convex_imaml",
-        "reptile",
-        "--warmup",
-        "1",
-        "--steps",
-        "2",
-        "--operations",
-        "10",
-        "--out",
-        str(tmp_path),
-    ]
+    options = "--algorithms convex_imaml reptile --warmup 1 --steps 2 --operations 10 --out".split() + [str(tmp_path)]
     done = subprocess.run([*benchmark, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     for row in json.loads((tmp_path / "costs-toy.json").read_text())["rows"]:
