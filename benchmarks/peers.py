@@ -4,6 +4,7 @@ Each returns (step, info) as worker.py has it; info is the signature of its meta
 episode.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,16 +12,13 @@ import torch.nn.functional as F
 from worker import EpisodeLoader, Textbook, Work, episodes_of, images_and_labels, signature, textbook_of
 
 
-def _work(spec: dict, meta_step) -> Work:
-    """meta_step(net, x, y, x_query, y_query) -> query loss of a task, whose backward reaches net's parameters."""
-    net, episode = textbook_of(spec), episodes_of(spec)
-    parameters = list(net.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=1e-5)
+def _work(net: torch.nn.Module, backward: Callable[[], None]) -> Work:
+    """Steps of Adam on net's parameters, whose meta-gradient `backward` adds to .grad."""
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-5)
 
     def gradients():
         optimizer.zero_grad()
-        for task in zip(episode.x_support, episode.y_support, episode.x_query, episode.y_query):
-            (meta_step(net, *task) / spec["tasks"]).backward()
+        backward()
 
     gradients()
     info = signature(net)
@@ -32,6 +30,17 @@ def _work(spec: dict, meta_step) -> Work:
     return step, info
 
 
+def _a_task_at_a_time(spec: dict, meta_step: Callable) -> Work:
+    """meta_step(net, x, y, x_query, y_query) -> query loss of a task, whose backward reaches net's parameters."""
+    net, episode = textbook_of(spec), episodes_of(spec)
+
+    def backward():
+        for task in zip(episode.x_support, episode.y_support, episode.x_query, episode.y_query):
+            (meta_step(net, *task) / spec["tasks"]).backward()
+
+    return _work(net, backward)
+
+
 def learn2learn(spec: dict) -> Work:
     from learn2learn.algorithms import MAML
 
@@ -41,7 +50,7 @@ def learn2learn(spec: dict) -> Work:
             learner.adapt(F.cross_entropy(learner(x), y))
         return F.cross_entropy(learner(x_query), y_query)
 
-    return _work(spec, meta_step)
+    return _a_task_at_a_time(spec, meta_step)
 
 
 def learn2learn_anil(spec: dict) -> Work:
@@ -53,10 +62,8 @@ def learn2learn_anil(spec: dict) -> Work:
     head = torch.nn.Linear(net.head.in_features, 5)
     for p in head.parameters():
         torch.nn.init.zeros_(p)
-    optimizer = torch.optim.Adam(net.features.parameters(), lr=1e-5)
 
-    def gradients():
-        optimizer.zero_grad()
+    def backward():
         f = net.features(episode.images) / head.in_features**0.5
         losses = []
         for support, y, query, y_query in zip(episode.support, episode.y_support, episode.query, episode.y_query):
@@ -66,14 +73,7 @@ def learn2learn_anil(spec: dict) -> Work:
             losses.append(F.cross_entropy(learner(f[query]), y_query))
         torch.stack(losses).mean().backward()
 
-    gradients()
-    info = signature(torch.nn.ModuleDict({"features": net.features}))
-
-    def step():
-        gradients()
-        optimizer.step()
-
-    return step, info
+    return _work(torch.nn.ModuleDict({"features": net.features}), backward)
 
 
 def higher(spec: dict) -> Work:
@@ -86,7 +86,7 @@ def higher(spec: dict) -> Work:
                 steps.step(F.cross_entropy(learner(x), y))
             return F.cross_entropy(learner(x_query), y_query)
 
-    return _work(spec, meta_step)
+    return _a_task_at_a_time(spec, meta_step)
 
 
 def torchopt(spec: dict) -> Work:
@@ -106,7 +106,7 @@ def torchopt(spec: dict) -> Work:
         torchopt.recover_state_dict(state["inner"], optimizer_start)
         return loss
 
-    return _work(spec, meta_step)
+    return _a_task_at_a_time(spec, meta_step)
 
 
 def torchopt_implicit(spec: dict) -> Work:
@@ -151,7 +151,7 @@ def torchopt_implicit(spec: dict) -> Work:
         learner.solve(x, y)
         return F.cross_entropy(learner(x_query), y_query)
 
-    return _work(spec, meta_step)
+    return _a_task_at_a_time(spec, meta_step)
 
 
 def _images_and_labels(spec: dict):

@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import save  # noqa: E402
 from common import meters  # noqa: E402
+from common.conv4 import BLOCKS  # noqa: E402
 from common.episodes import UsageError  # noqa: E402
 from common.run import command  # noqa: E402
 
@@ -60,7 +61,6 @@ NOT_RUN = {  # peers that can't be compared, and why
     "imaml": {"hypertorch": "not run: its repository has to be cloned (the package index's hypertorch is another)"},
     "cavia": {"CAVIA's repository": "not run: no package, and a task's images alone normalise its layers there"},
 }
-BLOCKS = ("norm-pool", "pool-norm")
 LIMIT = 60  # seconds that a turn may take
 
 
@@ -235,7 +235,7 @@ def fastest_plain(dataset: str, tasks: int, block: str, precision: str) -> dict:
 
 def beside_plain(dataset: str, tasks: int, algorithms: list[str], variant: dict, options: Options) -> list[dict]:
     """Rows of these algorithms' meta-steps, against the plain step, the operation count and each peer; of a variant of
-    ours against the plain step of the same kind and the peers."""
+    ours against the plain step of the same kind and the network that peers have."""
     block, precision = variant.get("block", "norm-pool"), variant.get("precision", "float32")
     base = {"dataset": dataset, "width": WIDTHS[dataset], "tasks": tasks}
     specs = {("", "plain"): fastest_plain(dataset, tasks, block, precision)}
