@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.conv4 import Statistics
-from common.episodes import Episode, EpisodeLoader
+from common.episodes import Episode, EpisodeLoader, Warp, views
 from common.options import Options, fixed_ways, parse
 from common.run import Run, backbone, command, gather, outcome, outer_optimizer
 from common.solvers import Solution, newton_head
@@ -37,6 +37,9 @@ class Config(Options):
     """of the proximal term at the start (lambda), for such features; meta-learned from there"""
     logit_scale: float = 1.0
     """of the query's logits at the start, which frees the strength from setting their size; meta-learned from there"""
+    views: int = 1
+    """of an image in validation and test, whose features are averaged (test-time augmentation): the image itself, and
+    fixed draws of --flip, --rotate, --zoom, --shift and --jitter"""
     learn_start: bool = False
     """meta-learn W0, the head that adaptation starts from (Eq 5); otherwise it is zero, which names no class first"""
     tolerance: float = 1e-5
@@ -50,13 +53,15 @@ CHARACTERS = dict(
     tasks=4, train_ways=20, train_queries=7, pool_classes=20, pool_images=8, keep_border=True,
     rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True,
 )  # fmt: skip
-PICTURES = dict(tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True, first_width=32)
+PICTURES = dict(
+    tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True, views=2, first_width=32
+)  # fmt: skip
 SETTINGS = {
     "glyphs": dict(CHARACTERS, minutes=2.0),
-    "omniglot": dict(CHARACTERS, minutes=20.0, width=128),
+    "omniglot": dict(CHARACTERS, minutes=20.0, width=128, views=8),
     "miniimagenet": dict(
-        PICTURES, minutes=60.0, half_size=0.5, width=128, first_width=64, unit_features=True,
-        jitter=0.3, shift=0.1, zoom=0.15, weight_decay=0.02,
+        PICTURES | dict(views=8, first_width=64), minutes=60.0, half_size=0.4, width=128, unit_features=True,
+        jitter=0.4, shift=0.15, zoom=0.25, weight_decay=0.03,
     ),
     "other": dict(PICTURES, minutes=30.0, unit_features=True),
 }  # fmt: skip
@@ -68,14 +73,19 @@ class Model(nn.Module):
     def __init__(self, shape: tuple[int, int, int], config: Config, device: torch.device):
         super().__init__()
         self.backbone, self.unit_features = backbone(shape, config, device), config.unit_features
+        self.views, self.warp = config.views, Warp.of(config)
         if config.learn_start:
             self.W0 = nn.Parameter(torch.zeros(fixed_ways(config), self.backbone.size + 1, device=device))
         self.log_strength = nn.Parameter(torch.tensor(math.log(config.strength), device=device))
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale), device=device))
 
     def features(self, images: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
-        """Rows for the head of images (B, C, H, W): features, scaled, and a 1 for the bias.   (B, d + 1)"""
-        f = self.backbone(images, statistics, collected)
+        """Rows for the head of images (B, C, H, W): features, scaled, and a 1 for the bias.   (B, d + 1)
+
+        Outside training, features are the means over an image's views.
+        """
+        n = 1 if self.training else self.views
+        f = self.backbone(views(images, n, self.warp), statistics, collected).unflatten(0, (n, -1)).mean(0)
         return F.pad(F.normalize(f) if self.unit_features else f / f.shape[1] ** 0.5, (0, 1), value=1.0)
 
     def logits(self, f_query: Tensor, W: Tensor) -> Tensor:
@@ -112,7 +122,7 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
     task's query batch, for its support and its query alike.
     """
     if not transductive:
-        f = torch.cat([model.features(images, "running") for images in episode.images.split(200)])
+        f = torch.cat([model.features(images, "running") for images in episode.images.split(100)])
         f_support, f_query = f[episode.support], f[episode.query]  # (T, S, d + 1), (T, Q, d + 1)
     else:
         statistics = [[] for _ in episode.query]  # of every task's query batch

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.conv4 import Statistics
-from common.episodes import Episode, EpisodeLoader
+from common.episodes import Episode, EpisodeLoader, Warp, views
 from common.options import Options, fixed_ways, parse
 from common.run import Run, backbone, command, gather, outcome, outer_optimizer
 from common.solvers import ProximalHead
@@ -41,6 +41,9 @@ class Config(Options):
     """alpha of gradient steps at the start, for features divided by sqrt d; meta-learned from there"""
     strength: float = 0.002
     """of Newton's proximal term at the start (lambda), for features divided by sqrt d; meta-learned from there"""
+    views: int = 1
+    """of an image in validation and test, whose features are averaged (test-time augmentation): the image itself, and
+    fixed draws of --flip, --rotate, --zoom, --shift and --jitter"""
     learn_start: bool = False
     """meta-learn W0, the head that adaptation starts from; otherwise it is zero, which names no class first"""
 
@@ -50,10 +53,12 @@ CHARACTERS = dict(
     tasks=32, train_queries=7, pool_classes=20, pool_images=8, keep_border=True,
     rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True,
 )  # fmt: skip
-PICTURES = dict(tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True, first_width=32)
+PICTURES = dict(
+    tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True, views=2, first_width=32
+)  # fmt: skip
 SETTINGS = {
     "glyphs": dict(CHARACTERS, minutes=2.0),
-    "omniglot": dict(CHARACTERS, minutes=20.0),
+    "omniglot": dict(CHARACTERS, minutes=20.0, views=8),
     "miniimagenet": dict(PICTURES, minutes=60.0, half_size=0.5),
     "other": dict(PICTURES, minutes=30.0),
 }
@@ -65,6 +70,7 @@ class Model(nn.Module):
     def __init__(self, shape: tuple[int, int, int], config: Config, device: torch.device):
         super().__init__()
         self.backbone = backbone(shape, config, device)
+        self.views, self.warp = config.views, Warp.of(config)
         if config.learn_start:
             self.W0 = nn.Parameter(torch.zeros(fixed_ways(config), self.backbone.size + 1, device=device))
         own = config.inner_rate if config.inner == "gradient" else config.strength
@@ -72,8 +78,12 @@ class Model(nn.Module):
         self.log_logit_scale = nn.Parameter(torch.zeros((), device=device))
 
     def features(self, images: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
-        """Rows for the head of images (B, C, H, W): features divided by sqrt d, and a 1 for the bias.   (B, d + 1)"""
-        f = self.backbone(images, statistics, collected)
+        """Rows for the head of images (B, C, H, W): features divided by sqrt d, and a 1 for the bias.   (B, d + 1)
+
+        Outside training, features are the means over an image's views.
+        """
+        n = 1 if self.training else self.views
+        f = self.backbone(views(images, n, self.warp), statistics, collected).unflatten(0, (n, -1)).mean(0)
         return F.pad(f / f.shape[1] ** 0.5, (0, 1), value=1.0)
 
     def logits(self, f_query: Tensor, W: Tensor) -> Tensor:
@@ -123,7 +133,7 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
     task's query batch, for its support and its query alike.
     """
     if not transductive:
-        f = torch.cat([model.features(images, "running") for images in episode.images.split(200)])
+        f = torch.cat([model.features(images, "running") for images in episode.images.split(100)])
         f_support, f_query = f[episode.support], f[episode.query]  # (T, S, d + 1), (T, Q, d + 1)
     else:
         statistics = [[] for _ in episode.query]  # of every task's query batch

@@ -60,6 +60,11 @@ class Warp(NamedTuple):
     rotate_class: float = 0.0  # turn all images of a class alike, by up to so many degrees either way
     jitter: float = 0.0  # change brightness, contrast and saturation by up to this share either way
 
+    @classmethod
+    def of(cls, options) -> "Warp":
+        """As options of these names say."""
+        return cls(*(getattr(options, name) for name in cls._fields))
+
 
 class EpisodeLoader:
     """Draws batches of episodes from one .h5 file.
@@ -218,14 +223,27 @@ def _build_command(folder: Path) -> str:
     return f"python data_prep/build.py --dataset {folder.name}{raw}" + f" --data-dir {folder.parent}" * elsewhere
 
 
-def warp(x: Tensor, how: Warp, images_a_class: int, generator: torch.Generator) -> Tensor:
-    """Every image of x (B, C, H, W) through its own random affine map and change of colour.
+def views(x: Tensor, n: int, how: Warp) -> Tensor:
+    """n views of every image of x (B, C, H, W): the image itself, then fixed draws of `how`, every other one mirrored
+    with `flip`. They are the same for all images, so that an image's views depend on nothing but itself, and leave
+    out what makes another class.   (n B, C, H, W), view by view"""
+    if n == 1:
+        return x
+    generator = torch.Generator(x.device).manual_seed(0)
+    single = how._replace(flip=False, flip_class=False, rotate_class=0.0)
+    drawn = [warp(x, single, len(x), generator, alike=len(x)) for _ in range(n - 1)]
+    return torch.cat([x, *(view.flip(3) if how.flip and i % 2 == 0 else view for i, view in enumerate(drawn))])
+
+
+def warp(x: Tensor, how: Warp, images_a_class: int, generator: torch.Generator, alike: int = 1) -> Tensor:
+    """Every image of x (B, C, H, W) through its own random affine map and change of colour, or every `alike` images
+    through one.
 
     What comes in from outside repeats the edge. Runs of `images_a_class` images are of one class.
     """
     B, C, H, W = x.shape
 
-    def uniform(limit, repeats=1):  # (B,) in -limit..limit
+    def uniform(limit, repeats=alike):  # (B,) in -limit..limit
         values = torch.rand(B // repeats, generator=generator, device=x.device).repeat_interleave(repeats)
         return (2 * values - 1) * limit
 

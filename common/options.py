@@ -17,6 +17,7 @@ from common.conv4 import BLOCKS
 from common.episodes import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
+VIEWED = ("flip", "rotate", "zoom", "shift", "jitter")  # what views of a test image differ by
 
 
 @dataclass
@@ -191,7 +192,7 @@ def _check(config: Options) -> None:
     least = {
         "ways": 2, "val_episodes": 2, "test_episodes": 2, "seed": 0,
         **dict.fromkeys("shots queries tasks steps width eval_every pool_images".split(), 1),
-        **dict.fromkeys("cg_steps inner_batch test_inner_batch context".split(), 1),
+        **dict.fromkeys("cg_steps inner_batch test_inner_batch context views".split(), 1),
         **dict.fromkeys("batches first_width half_size train_ways train_shots train_queries pool_classes".split(), 0),
         **dict.fromkeys("learning_rate weight_decay clip rotate zoom shift rotate_class jitter".split(), 0),
         **dict.fromkeys("newton_steps inner_steps test_inner_steps tolerance".split(), 0),
@@ -210,6 +211,9 @@ def _check(config: Options) -> None:
                           "precision": ("auto", "float32", "bfloat16")}.items():  # fmt: skip
         if getattr(config, name) not in choices:
             raise UsageError(f"--{name} {getattr(config, name)}: expected one of {', '.join(choices)}")
+    if getattr(config, "views", 1) > 1 and not any(getattr(config, name) for name in VIEWED):
+        options = ", ".join(f"--{name}" for name in VIEWED)
+        raise UsageError(f"--views {config.views}: expected 1, or one of {options} too, or all views are alike")
     if config.image_size and config.image_size < 16:
         raise UsageError(f"--image-size {config.image_size}: expected 0, or 16 or more as Conv4 halves four times")
     if config.steps is None and config.minutes is None:

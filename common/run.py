@@ -94,8 +94,7 @@ class Run:
         c = self.config
         ways, shots, queries = c.train_ways or c.ways, c.train_shots or c.shots, c.train_queries or c.queries
         pool = (c.pool_classes, c.pool_images) if c.pool_classes else None
-        warp = Warp(c.flip, c.rotate, c.zoom, c.shift, c.flip_class, c.rotate_class, c.jitter)
-        own = {"seed": c.seed, "pool": pool, "warp": warp}
+        own = {"seed": c.seed, "pool": pool, "warp": Warp.of(c)}
         own["options"] = "--train-" if c.train_ways or c.train_shots or c.train_queries else "--"
         train = self._loader("train", ways, shots, queries, c.tasks // self.batches, **own)
         tasks = max(1, 320 // (c.ways * (c.shots + c.queries)))  # some 320 images a batch
@@ -357,6 +356,7 @@ class Run:
             "peak_mib": max((float(row["peak_mib"]) for row in rows), default=meters.peak_mib(self.device)),
             "parameters": sum(p.numel() for p in model.parameters()), "device": str(self.device), "seed": c.seed,
             "val_accuracy": self.best[0], "width": c.width, "block": c.block,
+            "views": getattr(c, "views", 1),
             "processor": meters.hardware(self.device)["processor"],
         }  # fmt: skip
         _write(self.folder / "result.json", json.dumps(result, indent=1))

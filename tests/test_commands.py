@@ -205,6 +205,8 @@ BAD = {
     "--learning-rate -1": "--learning-rate -1.0: expected 0 or more",
     "--clip -1": "--clip -1.0: expected 0 or more",
     "--steps 0": "--steps 0: expected 1 or more",
+    "--views 0": "--views 0: expected 1 or more",
+    "--dataset toy --views 2 --no-flip": "--views 2: expected 1, or one of --flip, --rotate",
     "--minutes 0": "--minutes 0.0: expected a positive number",
     "--strength 0": "--strength 0.0: expected a positive number",
     "--train-shots 15 --train-queries 8": "--train-shots 15 and --train-queries 8: class",

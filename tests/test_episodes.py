@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.episodes import EpisodeLoader, UsageError, Warp, warp
+from common.episodes import EpisodeLoader, UsageError, Warp, views, warp
 
 POOLS = (None, (8, 12))
 
@@ -152,6 +152,20 @@ def test_a_shift_moves(data_dir):
     plain = loader_of(data_dir).sample().images
     shifted = loader_of(data_dir, warp=Warp(shift=0.2)).sample().images
     assert shifted.shape == plain.shape and (shifted - plain).abs().mean() > 0.1
+
+
+def test_an_images_views_are_itself_and_fixed_draws_that_no_other_image_moves():
+    x = torch.rand(6, 3, 28, 28)
+    how = Warp(flip=True, rotate=10.0, zoom=0.2, shift=0.1, jitter=0.3)
+    several = views(x, 4, how).view(4, *x.shape)
+    assert torch.equal(several[0], x) and len({float(view.sum()) for view in several}) == 4
+    torch.testing.assert_close(views(x[[4, 1]], 4, how).view(4, 2, *x.shape[1:]), several[:, [4, 1]])
+    more = views(x, 5, how._replace(flip_class=True, rotate_class=90.0)).view(5, *x.shape)
+    assert torch.equal(more[:4], several), "what makes another class has no part, nor has the number of views"
+    unmirrored = views(x, 4, how._replace(flip=False)).view(4, *x.shape)
+    assert [torch.equal(a, b) for a, b in zip(several, unmirrored)] == [True, False, True, False]
+    assert torch.equal(several[1::2], unmirrored[1::2].flip(4))
+    assert torch.equal(views(x, 2, Warp(flip=True)), torch.cat([x, x.flip(3)])) and views(x, 1, how) is x
 
 
 @pytest.mark.parametrize("memory", ("device", "mapped"))

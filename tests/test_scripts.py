@@ -12,12 +12,13 @@ import convex_maml
 import imaml
 import maml
 import reptile
-from common.episodes import EpisodeLoader
+from common.episodes import EpisodeLoader, Warp, views
 from common.options import ROOT
 from tests.gradients import a_model, an_episode, gradients_of
 
 SCRIPTS = (convex_imaml, convex_maml, maml, imaml, reptile, cavia)
 every_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: s.__name__)
+SHARED_BACKBONE = (convex_imaml, convex_maml)  # whose backbone knows no task
 UNADAPTED = {
     convex_imaml: dict(newton_steps=0, learn_start=True),
     convex_maml: dict(test_inner_steps=0, learn_start=True),
@@ -80,10 +81,14 @@ def test_neither_a_class_nor_a_place_in_the_query_tells_a_label(pool, data_dir):
         assert abs(accuracy.mean() - 0.2) < 4 * accuracy.std() / T**0.5 + 0.002, name
 
 
-@every_script
-def test_a_shuffled_or_single_query_gives_the_same_inductive_prediction(script, data_dir):
+@pytest.mark.parametrize(
+    ("script", "several"),
+    [*((script, {}) for script in SCRIPTS), *((script, dict(views=3)) for script in SHARED_BACKBONE)],
+    ids=lambda value: getattr(value, "__name__", "several-views" if value else "one-view"),
+)
+def test_a_shuffled_or_single_query_gives_the_same_inductive_prediction(script, several, data_dir):
     """And the transductive prediction does depend on the other query images."""
-    config = script.Config(width=8)
+    config = script.Config(width=8, zoom=0.2, shift=0.1, **several)
     model, episode = a_model(script, config), an_episode(data_dir, shots=3)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     for _ in range(60 if list(model.buffers()) else 1):  # so that running averages are of this data
@@ -98,6 +103,18 @@ def test_a_shuffled_or_single_query_gives_the_same_inductive_prediction(script, 
         torch.testing.assert_close(alone, logits[:, kept], rtol=1e-3, atol=1e-4)
     few = only(episode, list(range(8)))
     assert not torch.allclose(script.predict(model, few, config, transductive=True), loud[:, :8], atol=1e-3)
+
+
+@pytest.mark.parametrize("script", SHARED_BACKBONE, ids=lambda s: s.__name__)
+@pytest.mark.parametrize("statistics", ("running", "batch"))
+def test_outside_training_features_are_means_over_an_images_views(script, statistics, data_dir):
+    one, three = (script.Config(width=8, views=n, rotate=10.0, shift=0.1, flip=True) for n in (1, 3))
+    model, plain, images = a_model(script, three), a_model(script, one), an_episode(data_dir).images
+    torch.testing.assert_close(model.features(images, "batch"), plain.features(images, "batch"))
+    model.eval(), plain.eval()
+    each = plain.features(views(images, 3, Warp.of(one)), statistics).view(3, len(images), -1)
+    torch.testing.assert_close(model.features(images, statistics), each.mean(0))
+    assert (each[0] - each[1]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("script", (maml, imaml, reptile), ids=lambda s: s.__name__)
