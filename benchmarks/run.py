@@ -338,7 +338,8 @@ def glyphs() -> Path:
 def episodes(options: Options) -> list[dict]:
     specs = {
         "ours": {"work": "our_episodes"},
-        "plain indexing": {"work": "indexed_episodes"},
+        "plain indexing": {"work": "indexed_episodes", "select": False},
+        "plain index_select": {"work": "indexed_episodes", "select": True},
         "torch DataLoader": {"work": "loader_episodes", "workers": 0},
         "torch DataLoader, 2 workers": {"work": "loader_episodes", "workers": 2},
     }

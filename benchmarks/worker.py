@@ -250,13 +250,15 @@ def our_episodes(spec: dict) -> Work:
 
 
 def indexed_episodes(spec: dict) -> Work:
-    """The lower bound: as many random rows of the same tensor, made float and normalised; no tasks drawn."""
+    """The lower bound: as many random rows of the same tensor, made float and normalised; no tasks drawn. `select`:
+    with index_select, which copies a row of bytes at a time, instead of tensor[rows]."""
     keep_memory()
     loader = EpisodeLoader(Path(spec["path"]), 5, 1, 15, spec["tasks"], memory="device")
 
     def step():
         rows = torch.randint(len(loader.pixels), (spec["tasks"] * 80,))
-        return (loader.pixels[rows].float() - loader.mean) / loader.std
+        pixels = loader.pixels.index_select(0, rows) if spec["select"] else loader.pixels[rows]
+        return (pixels.float() - loader.mean) / loader.std
 
     return step, {"episodes": spec["tasks"]}
 
