@@ -122,7 +122,8 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
     task's query batch, for its support and its query alike.
     """
     if not transductive:
-        f = torch.cat([model.features(images, "running") for images in episode.images.split(100)])
+        parts = episode.images.split(max(1, 200 // config.views))  # some 200 views at a time
+        f = torch.cat([model.features(images, "running") for images in parts])
         f_support, f_query = f[episode.support], f[episode.query]  # (T, S, d + 1), (T, Q, d + 1)
     else:
         statistics = [[] for _ in episode.query]  # of every task's query batch

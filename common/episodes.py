@@ -78,7 +78,7 @@ class EpisodeLoader:
     more than the smallest class has), and all its tasks from them: a method whose backbone knows no task embeds each
     image once for many tasks.
 
-    options: how the options for ways, shots and queries begin, for what is raised.
+    named: the options for ways, shots and queries, for what is raised.
     halved: give images of half the side, the means of 2 x 2 pixels; may be set at any time.
 
     A batch depends on `seed` and its position alone. `offset` and `stride` share positions out to ranks.
@@ -99,7 +99,7 @@ class EpisodeLoader:
         pool: tuple[int, int] | None = None,
         warp: Warp = Warp(),
         image_size: int = 0,
-        options: str = "--",
+        named: tuple[str, str, str] = ("--ways", "--shots", "--queries"),
         memory: str = "auto",
         offset: int = 0,
         stride: int = 1,
@@ -114,12 +114,12 @@ class EpisodeLoader:
         smallest, n = int(counts.min()), self.path.stem
         if ways > len(counts):
             raise UsageError(
-                f"{options}ways {ways}: {n} of {self.path.parent.name} has {len(counts)} classes; ask for fewer ways"
+                f"{named[0]} {ways}: {n} of {self.path.parent.name} has {len(counts)} classes; ask for fewer ways"
             )
         if shots + queries > smallest:
             name = self.class_names[int(counts.argmin())]
             raise UsageError(
-                f"{options}shots {shots} and {options}queries {queries}: class {name} of {self.path.parent.name} {n} "
+                f"{named[1]} {shots} and {named[2]} {queries}: class {name} of {self.path.parent.name} {n} "
                 f"has {smallest} images; ask for no more together"
             )
         self.pool = pool and (min(max(pool[0], ways), len(counts)), min(max(pool[1], shots + queries), smallest))
@@ -203,11 +203,11 @@ def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarra
             images, starts = file["images"], file["class_start"][:]
             names = [str(name) for name in file["class_names"].asstr()[:]]
             mean, std = file.attrs["mean"], file.attrs["std"]
-            offset, shape, dtype = images.id.get_offset(), images.shape, images.dtype
+            offset, shape, dtype, version = images.id.get_offset(), images.shape, images.dtype, file.attrs["version"]
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{path} is no whole data file ({str(error).splitlines()[0]}); {build}") from None
     whole = (
-        dtype == np.uint8 and len(shape) == 4 and offset is not None
+        version == 1 and dtype == np.uint8 and len(shape) == 4 and offset is not None
         and starts.ndim == 1 and len(starts) == len(names) + 1 > 1 and starts[0] == 0 and starts[-1] == shape[0]
         and (np.diff(starts) > 0).all() and np.shape(mean) == np.shape(std) == shape[1:2]
     )  # fmt: skip

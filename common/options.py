@@ -17,6 +17,11 @@ from common.conv4 import BLOCKS
 from common.episodes import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
+# With --evaluate, what may differ from the run's training: what it doesn't know, or doesn't depend on.
+TESTED = set(
+    "evaluate dataset data_dir ways shots queries test_episodes out device images image_size precision channels_last "
+    "keep_memory test_inner_steps test_inner_batch views flip rotate zoom shift jitter tolerance newton_steps".split()
+)
 VIEWED = ("flip", "rotate", "zoom", "shift", "jitter")  # what views of a test image differ by
 
 
@@ -136,12 +141,14 @@ def parse(config_type: type, settings: dict[str, dict]):
             words = re.sub(r"[─-╿]|\x1b\[[0-9;]*m", " ", printed.getvalue())
             raise UsageError(" ".join(words.split())) from None
         raise
-    if config.resume:
+    if origin:
         changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(default, f.name)]
-        for name in set(changed) - {"resume", "device", "data_dir", "test_episodes"}:
+        for name in sorted(
+            set(changed) - ({"resume", "device", "data_dir", "test_episodes"} if config.resume else TESTED)
+        ):
             option = "--" + name.replace("_", "-")
             raise UsageError(
-                f"{option} {getattr(config, name)}: {config.resume} was started with {getattr(default, name)}; "
+                f"{option} {getattr(config, name)}: {origin} was started with {getattr(default, name)}; "
                 f"leave {option} out, or start another run"
             )
     _check(config)
@@ -185,6 +192,10 @@ def _saved_config(config_type: type, folder: Path):
         raise UsageError(
             f"{folder} is a run of {saved.get('algorithm')}, with options {sorted(unknown)} that aren't here"
         )
+    for name, value in saved.items():
+        default = fields[name].default if name in fields else None
+        if default is not None and isinstance(default, int | float) != isinstance(value, int | float):
+            raise UsageError(f"{folder} is no run folder ({name} is {value!r} in its config.json)")
     return config_type(**{k: v for k, v in saved.items() if k in fields})
 
 
@@ -194,26 +205,35 @@ def _check(config: Options) -> None:
         **dict.fromkeys("shots queries tasks steps width eval_every pool_images".split(), 1),
         **dict.fromkeys("cg_steps inner_batch test_inner_batch context views".split(), 1),
         **dict.fromkeys("batches first_width half_size train_ways train_shots train_queries pool_classes".split(), 0),
-        **dict.fromkeys("learning_rate weight_decay clip rotate zoom shift rotate_class jitter".split(), 0),
+        **dict.fromkeys("learning_rate weight_decay rotate zoom shift rotate_class jitter".split(), 0),
         **dict.fromkeys("newton_steps inner_steps test_inner_steps tolerance".split(), 0),
     }  # fmt: skip
     for name, bound in least.items():
         value = getattr(config, name, None)  # some are of one script
         if value is not None and not value >= bound:
             raise UsageError(f"--{name.replace('_', '-')} {value}: expected {bound} or more")
-    for name in ("minutes", "strength", "logit_scale", "inner_rate"):
+    for name in ("minutes", "strength", "logit_scale", "inner_rate", "clip"):
         value = getattr(config, name, None)
-        if value is not None and not 0 < value < math.inf:
+        if value is not None and not value > 0:
             raise UsageError(f"--{name.replace('_', '-')} {value}: expected a positive number")
+    for name, value in dataclasses.asdict(config).items():
+        if value == math.inf and name != "clip":  # no number has been refused above
+            raise UsageError(f"--{name.replace('_', '-')} {value}: expected a finite number")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", config.dataset):
+        raise UsageError(f"--dataset {config.dataset}: expected a name, that of a folder in --data-dir")
     if config.seed >= 2**63:
         raise UsageError(f"--seed {config.seed}: expected less than 2^63")
     for name, choices in {"block": BLOCKS, "images": ("auto", "device", "mapped"),
                           "precision": ("auto", "float32", "bfloat16")}.items():  # fmt: skip
         if getattr(config, name) not in choices:
             raise UsageError(f"--{name} {getattr(config, name)}: expected one of {', '.join(choices)}")
-    if getattr(config, "views", 1) > 1 and not any(getattr(config, name) for name in VIEWED):
-        options = ", ".join(f"--{name}" for name in VIEWED)
-        raise UsageError(f"--views {config.views}: expected 1, or one of {options} too, or all views are alike")
+    differing = [name for name in VIEWED if getattr(config, name)]
+    most = 1 if not differing else 2 if differing == ["flip"] else math.inf
+    if getattr(config, "views", 1) > most:
+        options = ", ".join(f"--{name}" for name in VIEWED if name not in differing)
+        raise UsageError(
+            f"--views {config.views}: more than {most} would be alike; add --views {most}, or one of {options}"
+        )
     if config.image_size and config.image_size < 16:
         raise UsageError(f"--image-size {config.image_size}: expected 0, or 16 or more as Conv4 halves four times")
     if config.steps is None and config.minutes is None:

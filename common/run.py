@@ -88,22 +88,32 @@ class Run:
     # Data
 
     def loaders(self) -> tuple[EpisodeLoader, EpisodeLoader, EpisodeLoader]:
-        """Episodes of the three splits. Training draws this rank's share of the meta-batch. Validation and test are
-        the same for every run and dealt out to the ranks in turn. Validation's tasks share images, each serving some
-        four, so that its accuracy is known less well than its interval, which takes tasks for independent, says."""
+        """Episodes of the three splits; with --evaluate thrice the test's. Training draws this rank's share of the
+        meta-batch. Validation and test are the same for every run and dealt out to the ranks in turn. Validation's
+        tasks share images, each serving some four, so that its accuracy is known less well than its interval, which
+        takes tasks for independent, says."""
         c = self.config
+        tasks = max(1, 320 // (c.ways * (c.shots + c.queries)))  # some 320 images a batch
+        if c.evaluate:
+            return (self._loader("test", c.ways, c.shots, c.queries, tasks, seed=-2),) * 3
         ways, shots, queries = c.train_ways or c.ways, c.train_shots or c.shots, c.train_queries or c.queries
         pool = (c.pool_classes, c.pool_images) if c.pool_classes else None
         own = {"seed": c.seed, "pool": pool, "warp": Warp.of(c)}
-        own["options"] = "--train-" if c.train_ways or c.train_shots or c.train_queries else "--"
+        own["named"] = tuple(
+            f"--train-{name}" if getattr(c, f"train_{name}") else f"--{name}" for name in ("ways", "shots", "queries")
+        )
         train = self._loader("train", ways, shots, queries, c.tasks // self.batches, **own)
-        tasks = max(1, 320 // (c.ways * (c.shots + c.queries)))  # some 320 images a batch
         val = self._loader(
             "val", c.ways, c.shots, c.queries, 4 * tasks, seed=-1, pool=(4 * c.ways, c.shots + c.queries)
         )
         if c.half_size and min(train.image_shape[1:]) < 32:
             raise UsageError(f"--half-size {c.half_size}: {c.dataset}'s images are below 32x32, too small to halve")
-        return train, val, self._loader("test", c.ways, c.shots, c.queries, tasks, seed=-2)
+        test = self._loader("test", c.ways, c.shots, c.queries, tasks, seed=-2)
+        if len(shapes := {tuple(loader.image_shape) for loader in (train, val, test)}) > 1:
+            raise UsageError(
+                f"--dataset {c.dataset}: its splits' images are {sorted(shapes)}, expected one; rebuild it"
+            )
+        return train, val, test
 
     def _loader(self, split: str, *what: int, **options) -> EpisodeLoader:
         path = self.config.data_dir / self.config.dataset / f"{split}.h5"
@@ -133,13 +143,17 @@ class Run:
             if c.resume:
                 self.folder = c.resume
             elif c.evaluate:
-                self.folder = _new_folder(c.out, c.evaluate) if c.out else c.evaluate / f"test-{name}"
+                self.folder = _new_folder(c.out, c.evaluate / f"test-{name}")
             else:
                 self.folder = _new_folder(c.out, ROOT / "runs" / f"{self.script.stem}-{name}")
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(f"--out {self.folder}: {error.strerror}; name a folder that can be made") from None
+            if not c.resume:
+                _write(self.folder / "config.json", json.dumps(self._description(), indent=1))
             if not source:
                 shutil.copyfile(self.script, self.folder / "script.py")
-                _write(self.folder / "config.json", json.dumps(self._description(), indent=1))
                 self._checkpoint(model, optimizer)
             if not c.evaluate:
                 _write(self.folder / "log.csv", log)
@@ -174,10 +188,10 @@ class Run:
                 f"--resume {source}: a run of {about['options'].get('algorithm')}.py, expected one of "
                 f"{self.script.name}; go on with the script that started it"
             )
-        if c.resume and not c.batches and about["processes"] != self.world:
+        if c.resume and not c.batches and about.get("processes") != self.world:
             raise UsageError(
-                f"--resume {source}: {self.world} processes, expected the {about['processes']} it was started with, "
-                "as a meta-step has a batch for each; use as many"
+                f"--resume {source}: {self.world} processes, expected the {about.get('processes')} it was started "
+                "with, as a meta-step has a batch for each; use as many"
             )
         shapes, others = ({k: v.shape for k, v in state.items()} for state in (model.state_dict(), weights))
         if shapes != others:
@@ -343,17 +357,20 @@ class Run:
         """Write result.json, episodes.npz and curves.png, and print the line for people."""
         if self.rank > 0:
             return
+        if self.bar:
+            self.bar.close()
         c = self.config
         accuracy, ci95 = meters.mean_ci95(inductive["accuracy"])
         accuracy_transductive, ci95_transductive = meters.mean_ci95(transductive["accuracy"])
         rows = list(csv.DictReader(open((c.evaluate or self.folder) / "log.csv")))
+        peaks = [] if c.evaluate else [float(row["peak_mib"]) for row in rows]
         result = {
             "algorithm": self.script.stem, "dataset": c.dataset, "ways": c.ways, "shots": c.shots,
             "test_accuracy": accuracy, "test_ci95": ci95, "test_accuracy_transductive": accuracy_transductive,
             "test_ci95_transductive": ci95_transductive, "test_episodes": len(inductive["accuracy"]),
             "steps": self.step, "train_seconds": self.seconds,
             "step_ms": float(np.median([float(row["step_ms"]) for row in rows])) if rows else None,
-            "peak_mib": max((float(row["peak_mib"]) for row in rows), default=meters.peak_mib(self.device)),
+            "peak_mib": max([meters.peak_mib(self.device), *peaks]),
             "parameters": sum(p.numel() for p in model.parameters()), "device": str(self.device), "seed": c.seed,
             "val_accuracy": self.best[0], "width": c.width, "block": c.block,
             "views": getattr(c, "views", 1),
@@ -466,7 +483,7 @@ def _device(name: str) -> torch.device:
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
-        torch.empty(1, device=name)
+        torch.zeros(1, device=name).item()
         if name.startswith("cuda"):
             torch.cuda.set_device(name)  # which collectives of several processes work on
         return torch.device(name)

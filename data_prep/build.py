@@ -127,6 +127,9 @@ def summary(built: Path) -> str:
 
 def list_all(data_dir: Path) -> None:
     """Print each data set that is known or found in `data_dir`: what it holds, or the command that builds it."""
+    if data_dir.exists() and not data_dir.is_dir():
+        raise DataError(f"--data-dir {data_dir}: is a file, expected a folder or a new name")
+    elsewhere = f" --data-dir {data_dir}" * (data_dir.absolute() != ROOT / "data")
     found = [path.parent.name for path in sorted(data_dir.glob("[!.]*/train.h5"))]
     for name in [*NEEDS, *(name for name in found if name not in NEEDS)]:
         try:
@@ -137,8 +140,9 @@ def list_all(data_dir: Path) -> None:
         except DataError as error:
             state = str(error)
         options, needs = NEEDS.get(name, (" --raw PATH", "its class folders of images"))
-        print(f"{name}: {state}; python data_prep/build.py --dataset {name}{options}\n    needs {needs}")
-    print("a set of yours: python data_prep/build.py --dataset NAME --raw PATH\n    needs class folders of images")
+        print(f"{name}: {state}; python data_prep/build.py --dataset {name}{options}{elsewhere}\n    needs {needs}")
+    print(f"a set of yours: python data_prep/build.py --dataset NAME --raw PATH{elsewhere}")
+    print("    needs class folders of images")
 
 
 def main(arguments: list[str] | None = None) -> int:

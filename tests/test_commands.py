@@ -143,10 +143,14 @@ def test_evaluate_repeats_the_runs_result_and_takes_other_shots(command, tmp_pat
     assert command("--evaluate first") == 0
     assert command("--evaluate first --shots 3 --out more") == 0
     assert (tmp_path / "first" / "result.json").read_text() == before
-    first, again, more = (
-        json.loads((tmp_path / f / "result.json").read_text()) for f in ("first", "first/test-toy-5w1s-s0", "more")
+    assert command("--evaluate first --views 1") == 0
+    assert command("--evaluate first --ways 9 --out many") == 0  # of validation's classes there are 8
+    first, again, one, more = (
+        json.loads((tmp_path / f / "result.json").read_text())
+        for f in ("first", "first/test-toy-5w1s-s0", "first/test-toy-5w1s-s0-2", "more")
     )
-    assert first == again
+    assert first | {"peak_mib": again["peak_mib"]} == again and (first["views"], one["views"]) == (2, 1)
+    assert json.loads((tmp_path / "more" / "config.json").read_text())["options"]["shots"] == 3
     assert more["shots"] == 3 and more["test_accuracy"] != first["test_accuracy"]
 
 
@@ -203,10 +207,15 @@ BAD = {
     "--half-size 0.5": "--half-size 0.5: toy's images are below 32x32",
     "--image-size 8": "--image-size 8: expected 0, or 16 or more",
     "--learning-rate -1": "--learning-rate -1.0: expected 0 or more",
-    "--clip -1": "--clip -1.0: expected 0 or more",
+    "--clip 0": "--clip 0.0: expected a positive number",
+    "--rotate inf": "--rotate inf: expected a finite number",
+    "--dataset ../toy": "--dataset ../toy: expected a name",
+    "--out /proc/run": "--out /proc/run: ",
+    "--device meta": "--device meta: ",
     "--steps 0": "--steps 0: expected 1 or more",
     "--views 0": "--views 0: expected 1 or more",
-    "--dataset toy --views 2 --no-flip": "--views 2: expected 1, or one of --flip, --rotate",
+    "--no-flip": "--views 2: more than 1 would be alike; add --views 1, or one of --flip, --rotate",
+    "--views 3": "--views 3: more than 2 would be alike; add --views 2, or one of --rotate, --zoom",
     "--minutes 0": "--minutes 0.0: expected a positive number",
     "--strength 0": "--strength 0.0: expected a positive number",
     "--train-shots 15 --train-queries 8": "--train-shots 15 and --train-queries 8: class",
@@ -257,10 +266,12 @@ def test_a_folder_that_is_no_whole_run_of_this_script_is_refused(command, tmp_pa
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     half = (tmp_path / "whole" / "checkpoint.pt").read_bytes()[:5000]
     other = {"options": {**config["options"], "algorithm": "mine"}}
+    worded = {"options": {**config["options"], "width": "big"}}
     without = {"options": {k: v for k, v in config["options"].items() if k != "data_dir"}}
     for file, content, expected in (
         ("config.json", b"[]", "is no run folder"),
         ("config.json", json.dumps(config | without).encode(), "is no run folder"),
+        ("config.json", json.dumps(config | worded).encode(), "is no run folder (width is 'big' in its config.json)"),
         ("config.json", json.dumps(config | other).encode(), "a run of mine.py, expected one of convex_imaml.py"),
         ("config.json", json.dumps(config | {"processes": 2}).encode(), "1 processes, expected the 2"),
         ("checkpoint.pt", half, "is no whole run folder"),
@@ -286,10 +297,20 @@ def test_a_test_on_other_images_or_in_another_runs_folder_is_refused(command, tm
     capsys.readouterr()
     assert command(f"--evaluate whole --dataset wide --data-dir {tmp_path / 'sets'}") == 2
     assert "expected images of as many channels" in capsys.readouterr().err
+    assert command("--evaluate whole --strength 5") == 2
+    assert "--strength 5.0: whole was started with 0.002; leave --strength out" in capsys.readouterr().err
     before = (tmp_path / "whole" / "result.json").read_text()
     assert command("--evaluate whole --shots 2 --out whole") == 2
     assert "whole holds a run already" in capsys.readouterr().err
     assert (tmp_path / "whole" / "result.json").read_text() == before
+
+
+def test_splits_whose_images_differ_in_size_are_refused(command, tmp_path, data_dir, capsys):
+    shutil.copytree(data_dir / "toy", tmp_path / "sets" / "mixed")
+    write_set(tmp_path, "larger", shape=(1, 32, 32))
+    shutil.copy(tmp_path / "larger" / "test.h5", tmp_path / "sets" / "mixed")
+    assert command("--dataset mixed --steps 5", data=tmp_path / "sets") == 2
+    assert "images are [(1, 28, 28), (1, 32, 32)], expected one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("where", ("inside", "outside"))
