@@ -40,12 +40,13 @@ class Options:
 
 
 def train(options: Options, variant: str, seed: int) -> dict:
-    """result.json of a run of its own."""
+    """result.json of a run of its own, and all its options but seed and folder."""
     given = [*options.options, *variant.split(","), f"seed={seed}"]
     with tempfile.TemporaryDirectory() as folder:
         words = [f"--{word}" for word in given]
         subprocess.run([sys.executable, str(ROOT / options.script), *words, "--out", f"{folder}/run"], check=True)
-        return json.loads(Path(folder, "run", "result.json").read_text())
+        result, config = (json.loads(Path(folder, "run", f"{name}.json").read_text()) for name in ("result", "config"))
+        return result | {"config": {k: v for k, v in config["options"].items() if k not in ("seed", "out")}}
 
 
 def as_table(runs: list[dict], options: Options) -> str:
@@ -82,7 +83,10 @@ def main() -> None:
         for variant in options.variants:
             if any(run["variant"] == variant and run["seed"] == seed for run in runs):
                 continue
-            runs.append({"variant": variant, **train(options, variant, seed)})
+            run = {"variant": variant, **train(options, variant, seed)}
+            if any(r["variant"] == variant and r.get("config", run["config"]) != run["config"] for r in runs):
+                raise SystemExit(f"{saved}: {variant} has come to mean other settings; give another --name")
+            runs.append(run)
             save(options.out, options.name, before, as_table(runs, options))
     print(as_table(runs, options))
 
