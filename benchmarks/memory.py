@@ -1,17 +1,18 @@
 """Peak memory and time of a meta-step against the number of inner steps, or of tasks, for all six algorithms.
 
 Every cell runs in a process of its own, whose peak resident memory (on CUDA: peak allocated memory) is read after a
-few meta-steps; freed memory goes back to the system here, so that the peak is of memory in use. MAML keeps the graph
-of its inner steps and grows with them; iMAML and Convex iMAML don't.
+few meta-steps. MAML keeps the graph of its inner steps and grows with them; iMAML and Convex iMAML don't. Freed memory
+goes back to the system here, so that the peak is of memory in use, the same to 1 MiB in every process; the faults that
+come of it make a meta-step slower than in training.
 
     python benchmarks/memory.py --out results/benchmarks
     python benchmarks/memory.py --over tasks --out results/benchmarks
 """
 
-import ctypes
 import dataclasses
 import importlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -72,11 +73,12 @@ def settings(name: str, steps: int) -> dict:
     return {"block": "norm-pool", "precision": "float32", **own}
 
 
+# glibc otherwise raises the size from which a block is returned when freed, and what it keeps differs by chance
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
 def measure(options: Options) -> None:
     """Print one cell as JSON."""
-    if sys.platform == "linux":
-        PR_SET_THP_DISABLE = 41
-        ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # a peak in huge pages differs by up to 8 %
     name, steps, tasks = options.cell
     script, device = importlib.import_module(name), torch.device(options.device)
     config = script.Config(width=options.width, **settings(name, steps))
@@ -115,7 +117,7 @@ def main() -> None:
         worker = [sys.executable, __file__, *arguments, "--cell", name, str(steps), str(tasks)]
         measured = []
         for _ in range(options.processes):
-            done = subprocess.run(worker, capture_output=True, text=True)
+            done = subprocess.run(worker, capture_output=True, text=True, env=os.environ | RETURNED)
             if done.returncode:
                 raise SystemExit(done.stderr)
             measured.append(json.loads(done.stdout.splitlines()[-1]))

@@ -27,7 +27,7 @@ def test_memory_grows_with_mamls_inner_steps_and_stays_flat_for_the_implicit_met
     growth = {name: many[name]["peak_mib"] - few[name]["peak_mib"] for name in few}
     assert growth["maml"] > 0.15 * few["maml"]["peak_mib"]
     for name in ("imaml", "convex_imaml"):
-        assert growth[name] < 0.03 * few[name]["peak_mib"], growth  # a process's peak is known to 1 or 2 %
+        assert growth[name] < 0.02 * few[name]["peak_mib"], growth
     assert many["convex_imaml"]["taken"] > few["convex_imaml"]["taken"] == 1
     assert (tmp_path / "memory-toy.md").read_text().count("| ") > 10
     assert (tmp_path / "memory-toy.png").read_bytes()[:4] == b"\x89PNG"
