@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_prep.shards import VERSION, build_command
+
 
 class UsageError(ValueError):
     """What the person at the keyboard can mend: one line with the value, what was expected, and the mend."""
@@ -64,6 +66,9 @@ class Warp(NamedTuple):
     def of(cls, options) -> "Warp":
         """As options of these names say."""
         return cls(*(getattr(options, name) for name in cls._fields))
+
+
+VIEWED = ("flip", "rotate", "zoom", "shift", "jitter")  # what leaves an image in its class: views of it differ by them
 
 
 class EpisodeLoader:
@@ -194,7 +199,7 @@ def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarra
 
     Raises UsageError, with the command that builds the file, where it is missing, cut short or not of this format.
     """
-    build = f"build it: {_build_command(path.parent)}"
+    build = f"build it: {build_command(path.parent)}"
     if not path.exists():
         there = ", ".join(sorted(file.parent.name for file in path.parent.parent.glob("[!.]*/test.h5"))) or "none"
         raise UsageError(f"{path} isn't there (built data sets: {there}); {build}")
@@ -207,7 +212,7 @@ def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarra
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{path} is no whole data file ({str(error).splitlines()[0]}); {build}") from None
     whole = (
-        version == 1 and dtype == np.uint8 and len(shape) == 4 and offset is not None
+        version == VERSION and dtype == np.uint8 and len(shape) == 4 and offset is not None
         and starts.ndim == 1 and len(starts) == len(names) + 1 > 1 and starts[0] == 0 and starts[-1] == shape[0]
         and (np.diff(starts) > 0).all() and np.shape(mean) == np.shape(std) == shape[1:2]
     )  # fmt: skip
@@ -216,21 +221,14 @@ def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarra
     return np.memmap(path, np.uint8, "r", offset, shape), starts.astype(np.int64), names, mean, np.maximum(std, 1e-3)
 
 
-def _build_command(folder: Path) -> str:
-    """What builds a data set into its folder."""
-    raw = "" if folder.name in ("glyphs", "omniglot") else " --raw PATH"
-    elsewhere = folder.parent.absolute() != Path(__file__).resolve().parent.parent / "data"
-    return f"python data_prep/build.py --dataset {folder.name}{raw}" + f" --data-dir {folder.parent}" * elsewhere
-
-
 def views(x: Tensor, n: int, how: Warp) -> Tensor:
     """n views of every image of x (B, C, H, W): the image itself, then fixed draws of `how`, every other one mirrored
-    with `flip`. They are the same for all images, so that an image's views depend on nothing but itself, and leave
-    out what makes another class.   (n B, C, H, W), view by view"""
+    with `flip`. They are the same for all images, so that an image's views depend on nothing but itself, and differ
+    by what VIEWED names alone.   (n B, C, H, W), view by view"""
     if n == 1:
         return x
     generator = torch.Generator(x.device).manual_seed(0)
-    single = how._replace(flip=False, flip_class=False, rotate_class=0.0)
+    single = Warp(**{name: getattr(how, name) for name in VIEWED if name != "flip"})
     drawn = [warp(x, single, len(x), generator, alike=len(x)) for _ in range(n - 1)]
     return torch.cat([x, *(view.flip(3) if how.flip and i % 2 == 0 else view for i, view in enumerate(drawn))])
 

@@ -14,15 +14,16 @@ from typing import Literal
 import tyro
 
 from common.conv4 import BLOCKS
-from common.episodes import UsageError
+from common.episodes import VIEWED, UsageError
+from data_prep.shards import NAME
 
 ROOT = Path(__file__).resolve().parent.parent
-# With --evaluate, what may differ from the run's training: what it doesn't know, or doesn't depend on.
+# What may differ from the run's own options: with --resume, and with --evaluate, what training doesn't depend on.
+RESUMED = {"resume", "device", "data_dir", "test_episodes"}
 TESTED = set(
     "evaluate dataset data_dir ways shots queries test_episodes out device images image_size precision channels_last "
-    "keep_memory test_inner_steps test_inner_batch views flip rotate zoom shift jitter tolerance newton_steps".split()
-)
-VIEWED = ("flip", "rotate", "zoom", "shift", "jitter")  # what views of a test image differ by
+    "keep_memory test_inner_steps test_inner_batch views tolerance newton_steps".split()
+).union(VIEWED)
 
 
 @dataclass
@@ -143,9 +144,7 @@ def parse(config_type: type, settings: dict[str, dict]):
         raise
     if origin:
         changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(default, f.name)]
-        for name in sorted(
-            set(changed) - ({"resume", "device", "data_dir", "test_episodes"} if config.resume else TESTED)
-        ):
+        for name in sorted(set(changed) - (RESUMED if config.resume else TESTED)):
             option = "--" + name.replace("_", "-")
             raise UsageError(
                 f"{option} {getattr(config, name)}: {origin} was started with {getattr(default, name)}; "
@@ -219,7 +218,7 @@ def _check(config: Options) -> None:
     for name, value in dataclasses.asdict(config).items():
         if value == math.inf and name != "clip":  # no number has been refused above
             raise UsageError(f"--{name.replace('_', '-')} {value}: expected a finite number")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", config.dataset):
+    if not re.fullmatch(NAME, config.dataset):
         raise UsageError(f"--dataset {config.dataset}: expected a name, that of a folder in --data-dir")
     if config.seed >= 2**63:
         raise UsageError(f"--seed {config.seed}: expected less than 2^63")

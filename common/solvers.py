@@ -86,7 +86,7 @@ def newton_head(
         dL/dW0 = strength u,   dL/dfeatures = -d<u, grad G(W*)>/dfeatures,   dL/dstrength = -<u, W* - W0>.
     residual: |grad G(W*)| a task; G is strongly convex, so |W - W*| <= residual / strength.
     converged: residual <= tolerance |grad G(W0)|, or the rounding of 1. The larger the features, the less that says of
-    W*: at 100 times those of norm 1, and strength 0.002, a tolerance of 1e-5 leaves W* some 20 % from its end.
+    W*: for five random ones of norm 100 and strength 0.002, a tolerance of 1e-5 leaves W some 5 % away from it.
 
     Newton's method with a backtracking line search: without one it diverges on real features. `method` says how its
     linear systems are solved: "cholesky" in sample space, where grad G = 0 puts W* - W0 into the span of the S

@@ -13,14 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs as a script, from anywhere
 
 from data_prep import folder, miniimagenet, omniglot  # noqa: E402
-from data_prep.shards import SPLITS, DataError  # noqa: E402
+from data_prep.shards import NAME, SPLITS, DataError, build_command  # noqa: E402
 
 NEEDS = {
-    "glyphs": ("", "no files: it is drawn from matplotlib's fonts"),
-    "omniglot": ("", "a network; or --raw with images_background.zip and images_evaluation.zip"),
-    "miniimagenet": (" --raw PATH", f"a folder or an archive of {miniimagenet.LAYOUTS}; or an ILSVRC-2012 train folder "
-                     "or tar, and --csv with the folder of the three csv files"),
-}  # fmt: skip
+    "glyphs": "no files: it is drawn from matplotlib's fonts",
+    "omniglot": "a network; or --raw with images_background.zip and images_evaluation.zip",
+    "miniimagenet": f"a folder or an archive of {miniimagenet.LAYOUTS}; or an ILSVRC-2012 train folder or tar, and "
+    "--csv with the folder of the three csv files",
+}
 SIZES = range(8, 1025)
 
 
@@ -66,12 +66,10 @@ def build(options: argparse.Namespace) -> Path:
         raise DataError(f"--dataset {name}: did you mean --dataset {alike[0]}?")
     if name not in NEEDS and not raw:
         raise DataError(f"--dataset {name}: unknown; expected {', '.join(NEEDS)}, or {command} --raw FOLDER_OF_CLASSES")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+    if not re.fullmatch(NAME, name):
         raise DataError(f"--dataset {name}: expected a name of letters, digits and . _ + -, as it becomes a folder")
     if options.seed is not None and options.seed < 0:
         raise DataError(f"--seed {options.seed}: expected 0 or more")
-    if options.data_dir.exists() and not options.data_dir.is_dir():
-        raise DataError(f"--data-dir {options.data_dir}: is a file, expected a folder or a new name")
     own = name not in NEEDS
     for option, given, fits in (
         ("--raw", raw, name != "glyphs"),
@@ -100,7 +98,7 @@ def build(options: argparse.Namespace) -> Path:
         return omniglot.build(options.data_dir, raw, options.split or "vinyals", options.seed or 0)
     if name == "miniimagenet":
         if not raw:
-            raise DataError(f"--dataset {name}: --raw is missing; expected {command} --raw PATH, {NEEDS[name][1]}")
+            raise DataError(f"--dataset {name}: --raw is missing; expected {command} --raw PATH, {NEEDS[name]}")
         return miniimagenet.build(options.data_dir, raw[0], options.csv)
     if options.size is not None and options.size not in SIZES:
         raise DataError(f"--size {options.size}: expected {SIZES[0]} to {SIZES[-1]} pixels a side, as in --size 84")
@@ -127,9 +125,6 @@ def summary(built: Path) -> str:
 
 def list_all(data_dir: Path) -> None:
     """Print each data set that is known or found in `data_dir`: what it holds, or the command that builds it."""
-    if data_dir.exists() and not data_dir.is_dir():
-        raise DataError(f"--data-dir {data_dir}: is a file, expected a folder or a new name")
-    elsewhere = f" --data-dir {data_dir}" * (data_dir.absolute() != ROOT / "data")
     found = [path.parent.name for path in sorted(data_dir.glob("[!.]*/train.h5"))]
     for name in [*NEEDS, *(name for name in found if name not in NEEDS)]:
         try:
@@ -139,10 +134,9 @@ def list_all(data_dir: Path) -> None:
             state = "not built"
         except DataError as error:
             state = str(error)
-        options, needs = NEEDS.get(name, (" --raw PATH", "its class folders of images"))
-        print(f"{name}: {state}; python data_prep/build.py --dataset {name}{options}{elsewhere}\n    needs {needs}")
-    print(f"a set of yours: python data_prep/build.py --dataset NAME --raw PATH{elsewhere}")
-    print("    needs class folders of images")
+        needs = NEEDS.get(name, "its class folders of images")
+        print(f"{name}: {state}; {build_command(data_dir / name)}\n    needs {needs}")
+    print(f"a set of yours: {build_command(data_dir / 'NAME')}\n    needs class folders of images")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -150,6 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.perf_counter()
     try:
         options = parse(arguments)
+        if options.data_dir.exists() and not options.data_dir.is_dir():
+            raise DataError(f"--data-dir {options.data_dir}: is a file, expected a folder or a new name")
         if options.dataset is None:
             given = {
                 k: v for k, v in vars(options).items() if k not in ("dataset", "data_dir") and v not in (None, False)

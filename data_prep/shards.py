@@ -21,13 +21,22 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+ROOT = Path(__file__).resolve().parent.parent
 VERSION = 1
+NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"  # of a data set, as it becomes a folder
 SPLITS = ("train", "val", "test")
 FILES = {*(f"{split}.h5" for split in SPLITS), "preview.png"}
 
 
 class DataError(Exception):
     """Something a person can mend; the message is one line: the value, what was expected, the mend."""
+
+
+def build_command(folder: Path) -> str:
+    """What builds a data set into its folder."""
+    raw = "" if folder.name in ("glyphs", "omniglot") else " --raw PATH"
+    elsewhere = folder.parent.absolute() != ROOT / "data"
+    return f"python data_prep/build.py --dataset {folder.name}{raw}" + f" --data-dir {folder.parent}" * elsewhere
 
 
 @dataclass
