@@ -58,7 +58,7 @@ PICTURES = dict(
 )  # fmt: skip
 SETTINGS = {
     "glyphs": dict(CHARACTERS, minutes=2.0),
-    "omniglot": dict(CHARACTERS, minutes=20.0, views=8),
+    "omniglot": dict(CHARACTERS, minutes=20.0, views=8, eval_every=1000),
     "miniimagenet": dict(PICTURES, minutes=60.0, half_size=0.5),
     "other": dict(PICTURES, minutes=30.0),
 }

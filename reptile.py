@@ -56,7 +56,7 @@ CHARACTERS = dict(keep_border=True, tasks=5, train_shots=10, train_queries=1)
 PICTURES = dict(tasks=5, train_shots=15, train_queries=1, inner_steps=8, width=32, flip=True)
 SETTINGS = {
     "glyphs": dict(CHARACTERS, minutes=3.0),
-    "omniglot": dict(CHARACTERS, minutes=20.0),
+    "omniglot": dict(CHARACTERS, minutes=20.0, eval_every=1000),
     "miniimagenet": dict(PICTURES, minutes=60.0, eval_every=250),
     "other": dict(PICTURES, minutes=30.0),
 }
