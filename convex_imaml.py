@@ -59,7 +59,7 @@ PICTURES = dict(
 )  # fmt: skip
 SETTINGS = {
     "glyphs": dict(CHARACTERS, minutes=2.0),
-    "omniglot": dict(CHARACTERS, minutes=20.0, width=128, views=8, eval_every=1000),
+    "omniglot": dict(CHARACTERS, minutes=20.0, width=128, first_width=32, views=16, eval_every=2000),
     "miniimagenet": dict(
         PICTURES | dict(views=8, first_width=64), minutes=60.0, half_size=0.4, width=128, unit_features=True,
         jitter=0.4, shift=0.15, zoom=0.25, weight_decay=0.03,
