@@ -38,15 +38,13 @@ class Config(Options):
     inner_rate: float = 1e-3
     """the inner steps' learning rate"""
     inner_optimizer: Literal["adam", "sgd"] = "adam"
-    """of the inner steps; Adam without momentum, as published, and started afresh in every task"""
+    """of the inner steps; Adam without momentum, whose second moments go on from task to task, as published"""
     learning_rate: float = 1.0
     """epsilon at the start; decays to 0 by a half cosine over the budget"""
     outer: Literal["adam", "sgd"] = "sgd"
     """optimiser of the meta-parameters"""
     clip: float = math.inf
     """largest norm of the meta-gradient; larger ones are scaled down to it"""
-    block: str = "norm-pool"
-    """norm-pool (convolution, batch norm, ReLU, pool: the usual Conv4) or pool-norm (pool before batch norm)"""
     precision: str = "float32"
     """of the backbone: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it)"""
 
@@ -63,12 +61,16 @@ SETTINGS = {
 
 
 class Model(nn.Module):
-    """The meta-parameters theta: backbone and head."""
+    """The meta-parameters theta, backbone and head, and where the inner Adam is: its second moments and steps."""
 
     def __init__(self, shape: tuple[int, int, int], config: Config, device: torch.device):
         super().__init__()
         self.backbone = backbone(shape, config, device, running=0)
         self.head = nn.Linear(self.backbone.size, fixed_ways(config), device=device)
+        self.moments = [f"moment{i}" for i, _ in enumerate(self.parameters())]
+        for name, p in zip(self.moments, list(self.parameters())):
+            self.register_buffer(name, torch.zeros_like(p))
+        self.register_buffer("steps", torch.zeros((), device=device))
 
     def forward(self, images: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
         """Logits of images (B, C, H, W).   (B, N)"""
@@ -84,7 +86,10 @@ def adapt(model: Model, x: Tensor, y: Tensor, steps: int, batch: int, config: Co
     """
     learner = copy.deepcopy(model)
     if config.inner_optimizer == "adam":
-        optimizer = torch.optim.Adam(learner.parameters(), lr=config.inner_rate, betas=(0.0, 0.999))
+        optimizer = torch.optim.Adam(learner.parameters(), lr=config.inner_rate, betas=(0.0, 0.999), fused=True)
+        for p, name in zip(learner.parameters(), learner.moments):
+            moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": learner.get_buffer(name)}  # changed in place
+            optimizer.state[p] = {"step": model.steps.clone().float(), **moments}
     else:
         optimizer = torch.optim.SGD(learner.parameters(), lr=config.inner_rate)
     loss = accuracy = torch.zeros((), device=x.device)
@@ -95,19 +100,24 @@ def adapt(model: Model, x: Tensor, y: Tensor, steps: int, batch: int, config: Co
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    learner.steps += steps
     return learner, loss.detach(), accuracy
 
 
 def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tensor]:
-    """Add theta - mean(phi) to .grad; return inner loss and accuracy at the last step. Query images train nothing."""
-    losses, accuracies = [], []
-    for x, y in zip(episode.x_support, episode.y_support):
-        learner, loss, accuracy = adapt(model, x, y, config.inner_steps, config.inner_batch, config)
-        for theta, phi in zip(model.parameters(), learner.parameters()):
-            difference = (theta - phi).detach() / len(episode.classes)
+    """Add theta - mean(phi) to .grad; return inner loss and accuracy at the last step. Query images train nothing.
+
+    The inner Adam's second moments become the mean of the tasks' too.
+    """
+    tasks = zip(episode.x_support, episode.y_support)
+    ends = [adapt(model, x, y, config.inner_steps, config.inner_batch, config) for x, y in tasks]
+    learners, losses, accuracies = zip(*ends)
+    with torch.no_grad():
+        for theta, *phis in zip(model.parameters(), *(learner.parameters() for learner in learners)):
+            difference = theta - torch.stack(phis).mean(0)
             theta.grad = difference if theta.grad is None else theta.grad + difference
-        losses.append(loss)
-        accuracies.append(accuracy)
+        for moment, *others in zip(model.buffers(), *(learner.buffers() for learner in learners)):
+            moment.copy_(torch.stack(others).mean(0))
     return {"loss": torch.stack(losses).mean(), "accuracy": torch.stack(accuracies).mean()}
 
 

@@ -235,8 +235,8 @@ class Run:
     # Training
 
     def draw(self, loader: EpisodeLoader, model: nn.Module) -> Iterator[Episode]:
-        """This rank's batches of a meta-step. After the last, gradients and running averages are the means over all
-        batches of all ranks, so that two ranks with half the tasks each do what one with two batches does."""
+        """This rank's batches of a meta-step. After the last, gradients and buffers (running averages) are means over
+        all batches of all ranks, so that two ranks with half the tasks each do what one with two batches does."""
         loader.position = self.step * self.batches + self.rank
         loader.halved = self.progress < self.config.half_size
         if self.batches == 1:

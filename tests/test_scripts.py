@@ -1,5 +1,6 @@
 """What holds for all six algorithms."""
 
+import copy
 import dataclasses
 import inspect
 
@@ -144,7 +145,7 @@ def test_gradients_are_a_mean_over_tasks(script, data_dir):
     """The same tasks twice give the same meta-gradient as once."""
     config = script.Config(width=4)
     model, episode = a_model(script, config).double(), an_episode(data_dir, torch.float64)
-    once = gradients_of(script, model, episode, config)
+    once = gradients_of(script, copy.deepcopy(model), episode, config)
     for field in ("support", "query", "y_support", "y_query", "classes"):
         setattr(episode, field, getattr(episode, field).repeat(2, 1))
     for name, gradient in gradients_of(script, model, episode, config).items():
