@@ -9,7 +9,7 @@ steps, which are differentiated through too.
 
     python convex_maml.py --dataset omniglot --shots 1
 
-reaches 0.9707 ± 0.0035 (inductive, 95 % CI) with --minutes 6 --views 1 on two cores of an AMD EPYC without bfloat16.
+reaches 0.9898 ± 0.0016 (inductive, 95 % CI) in 20 minutes on two cores of an AMD EPYC with AVX-512 and bfloat16.
 """
 
 import math
