@@ -74,6 +74,7 @@ class _NormaliseBackward(torch.autograd.Function):
             g, x, weight, None, None, mean, rstd, True, eps, needed
         )
         ctx.save_for_backward(g, x, weight, mean, rstd, dweight, dbias)
+        ctx.eps = eps
         return dx, dweight, dbias
 
     @staticmethod
@@ -86,18 +87,78 @@ class _NormaliseBackward(torch.autograd.Function):
         def channels(values):  # (width,) beside (B, width, H, W)
             return values.to(x.dtype)[:, None, None]
 
-        normalised = (x - channels(mean)) * channels(rstd)
-        Mg, Mgx = dbias / n, dweight / n
-        Mu, Mux, Mug = (v.sum((0, 2, 3), dtype=mean.dtype) / n for v in (u, u * normalised, u * g))
+        def affine(scale, shift):  # scale x^ + shift, in one pass
+            return F.batch_norm(x, mean, rstd**-2 - ctx.eps, scale, shift, False, 0.0, ctx.eps)
+
+        Mux, Mu = _sums(u, x, mean, rstd, ctx.eps)
+        Mug, _ = _sums(u, g, torch.zeros_like(mean), torch.ones_like(rstd), ctx.eps)
+        Mg, Mgx, Mu, Mux, Mug = (v / n for v in (dbias, dweight, Mu, Mux, Mug))
         s = Mug - Mu * Mg - Mux * Mgx  # <u, dL/dx> = n weight rstd s
         scale = weight * rstd
-        to_g = channels(scale) * u + channels(a - scale * Mux) * normalised + channels(b - scale * Mu)
+        to_g = affine(a - scale * Mux, b - scale * Mu).addcmul_(channels(scale), u)
         # to x^: a g - scale (Mgx u + Mux g); from there as in any batch norm; and to rstd: n weight s
         of_u, of_g = -scale * Mgx, a - scale * Mux
         constant, of_normalised = of_u * Mu + of_g * Mg, of_u * Mux + of_g * Mgx + scale * s
-        to_x = channels(rstd * of_u) * u + channels(rstd * of_g) * g
-        to_x -= channels(rstd * of_normalised) * normalised + channels(rstd * constant)
+        to_x = affine(-rstd * of_normalised, -rstd * constant)
+        to_x.addcmul_(channels(rstd * of_u), u).addcmul_(channels(rstd * of_g), g)
         return to_g, to_x, n * rstd * s, None, None, None
+
+
+def _sums(g, x, mean, rstd, eps):
+    """(sum of g x^, sum of g) a channel, in one pass. Of g x and g, where mean is 0 and rstd is 1."""
+    return torch.ops.aten.native_batch_norm_backward(
+        g, x, None, None, None, mean, rstd, True, eps, [False, True, True]
+    )[1:]
+
+
+class Convolve(torch.autograd.Function):
+    """3x3 convolution, its border padded with zeros, whose double backward is convolutions of the same sizes.
+
+    torch takes a weight's gradient there for a convolution whose kernel is a whole image, in the first block too, where
+    the images need no gradient. With y = w * x and g = dL/dy, dL/dx is linear in g and w, and dL/dw in g and x: so what
+    reaches them in the double backward goes on by the three products that there are.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, padding=1)
+
+    @staticmethod
+    def backward(ctx, g):
+        return _ConvolveBackward.apply(g, *ctx.saved_tensors, *ctx.needs_input_grad)
+
+
+class _ConvolveBackward(torch.autograd.Function):
+    """(dL/dx, dL/dweight) as a function of g, x and weight."""
+
+    @staticmethod
+    def forward(ctx, g, x, weight, of_x, of_weight):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(g, x, weight)
+        return _convolution_backward(g, x, weight, of_x, of_weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, u, v):
+        """u, v: cotangents of dL/dx and dL/dweight, or None."""
+        g, x, weight = ctx.saved_tensors
+        to_g = to_x = to_weight = None
+        if u is not None:
+            to_g = F.conv2d(u, weight, padding=1)
+            _, to_weight = _convolution_backward(g, u, weight, False, ctx.needs_input_grad[2])
+        if v is not None:
+            of_v = F.conv2d(x, v, padding=1)
+            to_g = of_v if to_g is None else to_g + of_v
+            to_x, _ = _convolution_backward(g, x, v, ctx.needs_input_grad[1], False)
+        return to_g, to_x, to_weight, None, None
+
+
+def _convolution_backward(g, x, weight, of_x: bool, of_weight: bool):
+    one = [1, 1]  # stride, padding, dilation
+    return torch.ops.aten.convolution_backward(
+        g, x, weight, None, one, one, one, False, [0, 0], 1, [of_x, of_weight, False]
+    )[:2]
 
 
 class Block(nn.Module):
@@ -122,7 +183,10 @@ class Block(nn.Module):
 
     def before_norm(self, x: Tensor) -> Tensor:
         """What batch norm is given."""
-        x = self.convolution(x)
+        weight = self.convolution.weight
+        if torch.is_autocast_enabled(x.device.type) and weight.dtype == torch.float32:
+            x, weight = (v.to(torch.get_autocast_dtype(x.device.type)) for v in (x, weight))
+        x = Convolve.apply(x, weight)
         return self.pool(x) if self.order == "pool-norm" else x
 
     def after_norm(self, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.conv4 import BLOCKS, Conv4, Normalise
+from common.conv4 import BLOCKS, Conv4, Convolve, Normalise
 
 
 def a_network(order, shape=(3, 32, 48), width=8, **options):
@@ -117,6 +117,27 @@ def test_batch_norm_differentiates_once_and_twice(layout):
     for a, b in zip(second(ours), second(lambda x, w, b: F.batch_norm(x, None, None, w, b, True))):
         torch.testing.assert_close(a, b)
         assert a.norm() > 1e-3
+
+
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
+@pytest.mark.parametrize("of_images", (True, False))
+def test_convolution_differentiates_once_and_twice(layout, of_images):
+    """Against finite differences, and against torch's own, with and without a gradient for the images."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, 4, 5, dtype=torch.float64, generator=generator).contiguous(memory_format=layout)
+    weight = torch.randn(4, 2, 3, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    inputs = (x.requires_grad_(of_images), weight)
+    assert torch.autograd.gradcheck(Convolve.apply, inputs) and torch.autograd.gradgradcheck(Convolve.apply, inputs)
+
+    def second(convolve, wanted):
+        first = torch.autograd.grad(convolve(*inputs).sin().sum(), wanted, create_graph=True)
+        return torch.autograd.grad(sum(g.cos().sum() for g in first), wanted)
+
+    for wanted in (inputs, (x,), (weight,)) if of_images else ((weight,),):
+        theirs = second(lambda x, weight: F.conv2d(x, weight, padding=1), wanted)
+        for a, b in zip(second(Convolve.apply, wanted), theirs):
+            torch.testing.assert_close(a, b)
+            assert a.norm() > 1e-3
 
 
 def test_bfloat16_is_close_and_leaves_parameters_and_features_float32():
