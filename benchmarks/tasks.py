@@ -1,11 +1,12 @@
-"""Tasks of a second-order MAML meta-step one after the other, by vmap, or as groups of one convolution.
+"""Tasks of a MAML meta-step, second and first order, one after the other, by vmap, or as groups of one convolution.
 
 Three ways to the same meta-gradient, which is compared in float64 before anything is timed; in one process, in turn on
-the same episodes, the first steps left out.
+the same episodes, the first steps left out. First order is what the inner steps of iMAML and Reptile do too.
 
     python benchmarks/tasks.py --out results/benchmarks
 """
 
+import itertools
 import statistics
 import sys
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ def by_vmap(model: maml.Model, episode: Episode, config: maml.Config) -> None:
         phi = theta
         for _ in range(config.inner_steps):
             gradients = torch.func.grad(lambda phi: F.cross_entropy(logits(phi, x, config.keep_border), y))(phi)
+            if config.first_order:
+                gradients = {name: g.detach() for name, g in gradients.items()}
             phi = {name: p - config.inner_rate * gradients[name] for name, p in phi.items()}
         return F.cross_entropy(logits(phi, x_query, config.keep_border), y_query)
 
@@ -92,7 +95,7 @@ def by_groups(model: maml.Model, episode: Episode, config: maml.Config) -> None:
         loss = T * F.cross_entropy(
             grouped_logits(phi, episode.x_support, config.keep_border).flatten(0, 1), episode.y_support.flatten()
         )
-        gradients = torch.autograd.grad(loss, tuple(phi.values()), create_graph=True)
+        gradients = torch.autograd.grad(loss, tuple(phi.values()), create_graph=not config.first_order)
         phi = {name: p - config.inner_rate * g for (name, p), g in zip(phi.items(), gradients)}
     F.cross_entropy(
         grouped_logits(phi, episode.x_query, config.keep_border).flatten(0, 1), episode.y_query.flatten()
@@ -114,9 +117,11 @@ def main() -> None:
     if device.type == "cpu":
         keep_memory()
     rows, table = [], ["| a meta-step of MAML | " + " | ".join(WAYS) + " |", "| --- " * (len(WAYS) + 1) + "|"]
-    for tasks in options.tasks:
+    for tasks, first_order in itertools.product(options.tasks, (False, True)):
         settings = maml.SETTINGS.get(options.dataset, maml.SETTINGS["other"])
-        config = maml.Config(**{**settings, "inner_rate": 0.01, "width": options.width})
+        config = maml.Config(
+            **{**settings, "inner_rate": 0.01, "width": options.width, "tasks": tasks, "first_order": first_order}
+        )
         config.inner_steps = options.inner_steps or config.inner_steps
         queries = options.queries or config.train_queries or config.queries
         path = options.data_dir / options.dataset / "train.h5"
@@ -142,9 +147,10 @@ def main() -> None:
                 gradient(way, model, episode, config)
                 seconds[name].append(meters.clock(device) - start)
         ms = {name: 1e3 * statistics.median(times[options.warmup :]) for name, times in seconds.items()}
-        rows.append({"tasks": tasks, "inner_steps": config.inner_steps, "queries": queries, "ms": ms,
-                     "relative_error": errors})  # fmt: skip
-        setting = f"{options.dataset} 5w1s, {tasks} tasks, {config.inner_steps} steps, {queries} queries"
+        rows.append({"tasks": tasks, "first_order": first_order, "inner_steps": config.inner_steps,
+                     "queries": queries, "ms": ms, "relative_error": errors})  # fmt: skip
+        setting = f"{options.dataset} 5w1s, {'first' if first_order else 'second'} order, {tasks} tasks, "
+        setting += f"{config.inner_steps} steps, {queries} queries"
         table.append(f"| {setting}, Conv4-{options.width} | " + " | ".join(f"{t:.0f} ms" for t in ms.values()) + " |")
         print(table[-1])
     if options.out:
