@@ -107,6 +107,7 @@ def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tenso
 
     Below the context all tasks are one batch, normalised by its statistics, which sees every image once; above it, a
     task's support and query are normalised each by itself, as the tests do, and no task's context moves another's.
+    Tasks are one batch of every convolution too, as they share its weights: only normalising goes task by task.
     """
     h = model.before_context(episode.images, "batch")  # (B, width, h, w)
     second_order = not config.first_order

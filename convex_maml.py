@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.conv4 import Statistics
-from common.episodes import Episode, EpisodeLoader, Warp, views
+from common.episodes import Episode, EpisodeLoader, UsageError, Warp, views
 from common.options import Options, fixed_ways, parse
 from common.run import Run, backbone, command, gather, outcome, outer_optimizer
 from common.solvers import ProximalHead
@@ -46,6 +46,12 @@ class Config(Options):
     fixed draws of --flip, --rotate, --zoom, --shift and --jitter"""
     learn_start: bool = False
     """meta-learn W0, the head that adaptation starts from; otherwise it is zero, which names no class first"""
+
+    def __post_init__(self):
+        unused = "inner_rate" if self.inner == "newton" else "strength"
+        if getattr(self, unused) != getattr(Config, unused):
+            option = f"--{unused.replace('_', '-')}"
+            raise UsageError(f"{option} {getattr(self, unused)}: --inner {self.inner} has no use for it; leave it out")
 
 
 # What is best for a data set; `other` is for a set of your own.

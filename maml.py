@@ -65,19 +65,21 @@ class Model(nn.Module):
         self.head = nn.Linear(self.backbone.size, fixed_ways(config), device=device)
 
     def forward(self, images: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
-        """Logits of images (B, C, H, W).   (B, N)"""
-        return self.head(self.backbone(images, statistics, collected))
+        """Logits (B, N) of images (B, C, H, W); with the weights of T tasks (T, B, N) of (T, B, C, H, W)."""
+        f = self.backbone(images, statistics, collected)
+        return f @ self.head.weight.mT + self.head.bias[..., None, :]
 
 
 def adapt(model: Model, x: Tensor, y: Tensor, steps: int, config: Config, second_order: bool = False) -> dict:
-    """phi_k, by name, of one task with support images (S, C, H, W) and labels (S,).
+    """phi_k of T tasks, by name, (T, ...) each, from support images (T, S, C, H, W) and labels (T, S).
 
     Its graph leads back to theta, with second_order through the inner gradients too. Batch norm has the statistics of
-    the support set.
+    a task's support set.
     """
-    phi = dict(model.named_parameters())
+    phi = {name: p.expand(len(x), *p.shape) for name, p in model.named_parameters()}
     for _ in range(steps):
-        loss = F.cross_entropy(functional_call(model, phi, (x, "batch")), y)
+        logits = functional_call(model, phi, (x, "batch"))  # (T, S, N)
+        loss = len(x) * F.cross_entropy(logits.flatten(0, 1), y.flatten())  # a sum over tasks: each has its own phi
         gradients = torch.autograd.grad(loss, tuple(phi.values()), create_graph=second_order)
         phi = {name: p - config.inner_rate * g for (name, p), g in zip(phi.items(), gradients)}
     return phi
@@ -86,19 +88,17 @@ def adapt(model: Model, x: Tensor, y: Tensor, steps: int, config: Config, second
 def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tensor]:
     """Add the meta-gradient of the tasks' mean query loss to .grad; return loss and accuracy.
 
-    A query batch is normalised by its own statistics. Tasks come one after the other, so that one task's graph is in
-    memory at a time. On two cores tasks as groups of one convolution are 1.2 times faster on Omniglot and 2.2 times
-    slower on mini-ImageNet, and vmap is slower on both (benchmarks/tasks.py).
+    A task's query batch is normalised by its own statistics. Tasks are groups of each convolution: on two cores 1.3 to
+    1.5 times faster than one task after the other on Omniglot, level on mini-ImageNet; vmap is slower on both
+    (benchmarks/tasks.py). Memory grows with the tasks: --batches of as many has one in it at a time.
     """
-    losses, accuracies = [], []
-    for x, y, x_query, y_query in zip(episode.x_support, episode.y_support, episode.x_query, episode.y_query):
-        phi = adapt(model, x, y, config.inner_steps, config, second_order=not config.first_order)
-        logits = functional_call(model, phi, (x_query, "batch"))  # (Q, N)
-        loss = F.cross_entropy(logits, y_query)
-        (loss / len(episode.classes)).backward()
-        losses.append(loss.detach())
-        accuracies.append((logits.detach().argmax(-1) == y_query).float().mean())
-    return {"loss": torch.stack(losses).mean(), "accuracy": torch.stack(accuracies).mean()}
+    second_order = not config.first_order
+    phi = adapt(model, episode.x_support, episode.y_support, config.inner_steps, config, second_order)
+    logits = functional_call(model, phi, (episode.x_query, "batch"))  # (T, Q, N)
+    loss = F.cross_entropy(logits.flatten(0, 1), episode.y_query.flatten())
+    loss.backward()
+    accuracy = (logits.detach().argmax(-1) == episode.y_query).float().mean()
+    return {"loss": loss.detach(), "accuracy": accuracy}
 
 
 def predict(model: Model, episode: Episode, config: Config, transductive: bool = False) -> Tensor:
@@ -107,15 +107,12 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
     Inductive: a query image is normalised by the support set's statistics at the adapted weights. Transductive: by
     the statistics of the task's query batch.
     """
-    logits = []
-    for x, y, x_query in zip(episode.x_support, episode.y_support, episode.x_query):
-        phi = adapt(model, x, y, config.test_inner_steps, config)
-        with torch.no_grad():
-            statistics = "batch"
-            if not transductive:
-                functional_call(model, phi, (x, "batch", statistics := []))
-            logits.append(functional_call(model, phi, (x_query, statistics)))
-    return torch.stack(logits)
+    phi = adapt(model, episode.x_support, episode.y_support, config.test_inner_steps, config)
+    with torch.no_grad():
+        statistics = "batch"
+        if not transductive:
+            functional_call(model, phi, (episode.x_support, "batch", statistics := []))
+        return functional_call(model, phi, (episode.x_query, statistics))
 
 
 # From here on all scripts are the same.

@@ -10,7 +10,6 @@ Nothing is differentiated but the training loss; no query set is needed.
 reaches 0.9549 ± 0.0031 (inductive, 95 % CI) in 20 minutes on two cores of an AMD EPYC with AVX-512.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +17,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from common.conv4 import Statistics
 from common.episodes import Episode, EpisodeLoader
@@ -69,58 +69,65 @@ class Model(nn.Module):
         super().__init__()
         self.backbone = backbone(shape, config, device, running=0)
         self.head = nn.Linear(self.backbone.size, fixed_ways(config), device=device)
-        self.moments = [f"moment{i}" for i, _ in enumerate(self.parameters())]
-        for name, p in zip(self.moments, list(self.parameters())):
-            self.register_buffer(name, torch.zeros_like(p))
+        for i, p in enumerate(list(self.parameters())):
+            self.register_buffer(f"moment{i}", torch.zeros_like(p))
         self.register_buffer("steps", torch.zeros((), device=device))
 
     def forward(self, images: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
-        """Logits of images (B, C, H, W).   (B, N)"""
-        return self.head(self.backbone(images, statistics, collected))
+        """Logits (B, N) of images (B, C, H, W); with the weights of T tasks (T, B, N) of (T, B, C, H, W)."""
+        f = self.backbone(images, statistics, collected)
+        return f @ self.head.weight.mT + self.head.bias[..., None, :]
+
+    def moments(self) -> list[Tensor]:
+        """The inner Adam's second moment of every parameter."""
+        return [self.get_buffer(f"moment{i}") for i, _ in enumerate(self.parameters())]
 
 
-def adapt(model: Model, x: Tensor, y: Tensor, steps: int, batch: int, config: Config) -> tuple[Model, Tensor, Tensor]:
-    """A copy of the model at phi, of one task with images (S, C, H, W) and labels (S,); and the last step's loss and
-    accuracy on its images, before it.
+def adapt(
+    model: Model, x: Tensor, y: Tensor, steps: int, batch: int, config: Config
+) -> tuple[dict[str, Tensor], list[Tensor], Tensor, Tensor]:
+    """phi of T tasks, by name, (T, ...) each, from images (T, S, C, H, W) and labels (T, S); the inner Adam's second
+    moments, likewise; and the last step's loss and accuracy on its images, before it.
 
     The images, whose order is random, are gone through in turn, `batch` at a step, and again from the first. Batch
-    norm has the statistics of a step's images.
+    norm has the statistics of a task's images of a step.
     """
-    learner = copy.deepcopy(model)
+    phi = {n: p.detach().expand(len(x), *p.shape).clone().requires_grad_() for n, p in model.named_parameters()}
+    moments = [moment.expand(len(x), *moment.shape).clone() for moment in model.moments()]
     if config.inner_optimizer == "adam":
-        optimizer = torch.optim.Adam(learner.parameters(), lr=config.inner_rate, betas=(0.0, 0.999), fused=True)
-        for p, name in zip(learner.parameters(), learner.moments):
-            moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": learner.get_buffer(name)}  # changed in place
-            optimizer.state[p] = {"step": model.steps.clone().float(), **moments}
+        optimizer = torch.optim.Adam(phi.values(), lr=config.inner_rate, betas=(0.0, 0.999), fused=True)
+        for p, moment in zip(phi.values(), moments):
+            state = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": moment}  # changed in place
+            optimizer.state[p] = {"step": model.steps.clone().float(), **state}
     else:
-        optimizer = torch.optim.SGD(learner.parameters(), lr=config.inner_rate)
+        optimizer = torch.optim.SGD(phi.values(), lr=config.inner_rate)
     loss = accuracy = torch.zeros((), device=x.device)
     for step in range(steps):
-        chosen = torch.arange(step * batch, step * batch + min(batch, len(y)), device=y.device) % len(y)
-        logits = learner(x[chosen], "batch")
-        loss, accuracy = F.cross_entropy(logits, y[chosen]), (logits.argmax(-1) == y[chosen]).float().mean()
+        chosen = torch.arange(step * batch, step * batch + min(batch, y.shape[1]), device=y.device) % y.shape[1]
+        logits = functional_call(model, phi, (x[:, chosen], "batch"))  # (T, batch, N)
+        loss, accuracy = F.cross_entropy(logits.mT, y[:, chosen]), (logits.argmax(-1) == y[:, chosen]).float().mean()
         optimizer.zero_grad()
-        loss.backward()
+        (len(x) * loss).backward()  # a sum over tasks: each has its own phi
         optimizer.step()
-    learner.steps += steps
-    return learner, loss.detach(), accuracy
+    return phi, moments, loss.detach(), accuracy
 
 
 def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tensor]:
     """Add theta - mean(phi) to .grad; return inner loss and accuracy at the last step. Query images train nothing.
 
-    The inner Adam's second moments become the mean of the tasks' too.
+    The inner Adam's second moments become the mean of the tasks' too. Tasks are groups of each convolution, 1.5 times
+    faster on two cores than one task after the other.
     """
-    tasks = zip(episode.x_support, episode.y_support)
-    ends = [adapt(model, x, y, config.inner_steps, config.inner_batch, config) for x, y in tasks]
-    learners, losses, accuracies = zip(*ends)
+    x, y, steps = episode.x_support, episode.y_support, config.inner_steps
+    phi, moments, loss, accuracy = adapt(model, x, y, steps, config.inner_batch, config)
     with torch.no_grad():
-        for theta, *phis in zip(model.parameters(), *(learner.parameters() for learner in learners)):
-            difference = theta - torch.stack(phis).mean(0)
+        for theta, ends in zip(model.parameters(), phi.values()):
+            difference = theta - ends.mean(0)
             theta.grad = difference if theta.grad is None else theta.grad + difference
-        for moment, *others in zip(model.buffers(), *(learner.buffers() for learner in learners)):
-            moment.copy_(torch.stack(others).mean(0))
-    return {"loss": torch.stack(losses).mean(), "accuracy": torch.stack(accuracies).mean()}
+        for moment, ends in zip(model.moments(), moments):
+            moment.copy_(ends.mean(0))
+        model.steps += steps
+    return {"loss": loss, "accuracy": accuracy}
 
 
 def predict(model: Model, episode: Episode, config: Config, transductive: bool = False) -> Tensor:
@@ -129,15 +136,13 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
     Inductive: a query image is normalised by the support set's statistics at the adapted weights. Transductive: by
     the statistics of the task's query batch.
     """
-    logits = []
-    for x, y, x_query in zip(episode.x_support, episode.y_support, episode.x_query):
-        learner, *_ = adapt(model, x, y, config.test_inner_steps, config.test_inner_batch, config)
-        with torch.no_grad():
-            statistics = "batch"
-            if not transductive:
-                learner(x, "batch", statistics := [])
-            logits.append(learner(x_query, statistics))
-    return torch.stack(logits)
+    steps, batch = config.test_inner_steps, config.test_inner_batch
+    phi, *_ = adapt(model, episode.x_support, episode.y_support, steps, batch, config)
+    with torch.no_grad():
+        statistics = "batch"
+        if not transductive:
+            functional_call(model, phi, (episode.x_support, "batch", statistics := []))
+        return functional_call(model, phi, (episode.x_query, statistics))
 
 
 # From here on all scripts are the same.

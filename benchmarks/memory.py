@@ -132,14 +132,19 @@ def main() -> None:
 
 
 def as_table(cells: list[dict], options: Options) -> str:
-    """Rows of MiB at the peak (ms a meta-step) for each number of what grows, and the growth from least to most."""
+    """Rows of MiB at the peak (ms a meta-step) for each number of what grows, and the growth from least to most; and
+    the steps that were taken, where a solver stopped before."""
     sizes, unit = getattr(options, options.over), options.over.replace("_", " ")
     lines = ["| peak MiB (ms a meta-step) | " + " | ".join(f"{k} {unit}" for k in sizes) + " | growth |"]
     lines.append("| --- " * (len(sizes) + 2) + "|")
     for name in options.algorithms:
         row = [cell for cell in cells if cell["algorithm"] == name]
         peaks = [cell["peak_mib"] for cell in row]
-        shown = [f"{cell['peak_mib']:.0f} ({cell['ms']:.0f})" for cell in row]
+        shown = [
+            f"{cell['peak_mib']:.0f} ({cell['ms']:.0f})"
+            + (f", {cell['taken']} taken" if cell["taken"] != cell["inner_steps"] else "")
+            for cell in row
+        ]
         lines.append(f"| {name} | {' | '.join(shown)} | {100 * (peaks[-1] / peaks[0] - 1):+.1f} % |")
     return "\n".join(lines)
 

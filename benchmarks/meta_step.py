@@ -47,7 +47,7 @@ def main() -> None:
     if device.type == "cpu":
         keep_memory()
     settings = SETTINGS.get(options.dataset, SETTINGS["other"])
-    config = Config(**{**settings, "dataset": options.dataset, "width": options.width})
+    config = Config(**{**settings, "dataset": options.dataset, "width": options.width, "first_width": 0})
     path = ROOT / "data" / options.dataset / "train.h5"
 
     loader = EpisodeLoader(path, options.ways, options.shots, options.queries, options.tasks, device)

@@ -6,6 +6,7 @@ the same episodes, the first steps left out. First order is what the inner steps
     python benchmarks/tasks.py --out results/benchmarks
 """
 
+import dataclasses
 import itertools
 import statistics
 import sys
@@ -24,7 +25,6 @@ sys.path.insert(0, str(ROOT))
 import maml  # noqa: E402
 from benchmarks import save  # noqa: E402
 from common import meters  # noqa: E402
-from common.conv4 import Normalise  # noqa: E402
 from common.episodes import Episode, EpisodeLoader  # noqa: E402
 from common.run import command, keep_memory  # noqa: E402
 
@@ -74,35 +74,16 @@ def by_vmap(model: maml.Model, episode: Episode, config: maml.Config) -> None:
     torch.func.vmap(query_loss, (0, 0, 0, 0, None))(*task, dict(model.named_parameters())).mean().backward()
 
 
-def grouped_logits(phi: dict[str, Tensor], x: Tensor, keep_border: bool) -> Tensor:
-    """`logits` of T tasks at once: phi's values (T, ...), x (T, n, C, H, W). Task t is group t.   (T, n, N)"""
-    T = len(x)
-    x = x.transpose(0, 1).flatten(1, 2)  # (n, T C, H, W)
-    for i in range(4):
-        at = f"backbone.blocks.{i}."
-        x = F.conv2d(x, phi[at + "convolution.weight"].flatten(0, 1), padding=1, groups=T)
-        weight, bias = (phi[at + f"norm.{name}"].flatten() for name in ("weight", "bias"))
-        x = Normalise.apply(x, weight, bias, None, None, 0.1, 1e-5)[0]
-        x = F.relu(F.max_pool2d(x, 2, ceil_mode=keep_border))
-    x = x.unflatten(1, (T, -1)).transpose(0, 1).flatten(2)  # (T, n, d)
-    return torch.baddbmm(phi["head.bias"][:, None], x, phi["head.weight"].mT)
+def one_by_one(model: maml.Model, episode: Episode, config: maml.Config) -> None:
+    """As --batches with the number of tasks does."""
+    for task in range(len(episode.classes)):
+        own = {name: getattr(episode, name)[task : task + 1] for name in ("support", "query", "y_support", "y_query")}
+        maml.meta_step(model, dataclasses.replace(episode, **own), config)
+    for p in model.parameters():
+        p.grad /= len(episode.classes)
 
 
-def by_groups(model: maml.Model, episode: Episode, config: maml.Config) -> None:
-    T = len(episode.classes)
-    phi = {name: p.expand(T, *p.shape) for name, p in model.named_parameters()}
-    for _ in range(config.inner_steps):
-        loss = T * F.cross_entropy(
-            grouped_logits(phi, episode.x_support, config.keep_border).flatten(0, 1), episode.y_support.flatten()
-        )
-        gradients = torch.autograd.grad(loss, tuple(phi.values()), create_graph=not config.first_order)
-        phi = {name: p - config.inner_rate * g for (name, p), g in zip(phi.items(), gradients)}
-    F.cross_entropy(
-        grouped_logits(phi, episode.x_query, config.keep_border).flatten(0, 1), episode.y_query.flatten()
-    ).backward()
-
-
-WAYS = {"loop": maml.meta_step, "vmap": by_vmap, "groups": by_groups}
+WAYS = {"loop": one_by_one, "vmap": by_vmap, "groups": maml.meta_step}
 
 
 def gradient(way, model, episode, config) -> Tensor:

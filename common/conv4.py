@@ -4,6 +4,9 @@ Which statistics batch norm uses is a choice that every call states:
   `net(x, "batch")`    this batch's own, which also move the running averages when the network is in training mode
   `net(x, "running")`  the running averages, so that an image is judged by itself (inductive)
   `net(x, statistics)` those of another batch, which `net(other, "batch", statistics := [])` collected
+
+Weights with a further dimension in front, as `functional_call` may give them, are T tasks' own: images are then
+(T, B, C, H, W), and every task is a group of each convolution.
 """
 
 import torch
@@ -31,15 +34,16 @@ class BatchNorm(nn.Module):
         self, x: Tensor, statistics: str | tuple[Tensor, Tensor], collected: Statistics | None = None
     ) -> Tensor:
         """x: (B, width, H, W), and so the result. A batch normalised by itself adds its statistics to `collected`."""
+        weight, bias = self.weight.flatten(), self.bias.flatten()  # of all tasks
         if statistics == "batch":
             running = (self.running_mean, self.running_var) if self.training else (None, None)
-            y, mean, rstd = Normalise.apply(x, self.weight, self.bias, *running, self.momentum, self.eps)
+            y, mean, rstd = Normalise.apply(x, weight, bias, *running, self.momentum, self.eps)
             if collected is not None:
                 collected.append((mean, rstd**-2 - self.eps))
             return y
         if statistics == "running":
             statistics = self.running_mean, self.running_var
-        return F.batch_norm(x, *statistics, self.weight, self.bias, False, 0.0, self.eps)
+        return F.batch_norm(x, *statistics, weight, bias, False, 0.0, self.eps)
 
 
 class Normalise(torch.autograd.Function):
@@ -120,44 +124,46 @@ class Convolve(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight):
+    def forward(ctx, x, weight, groups=1):
         ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, padding=1)
+        ctx.groups = groups
+        return F.conv2d(x, weight, padding=1, groups=groups)
 
     @staticmethod
     def backward(ctx, g):
-        return _ConvolveBackward.apply(g, *ctx.saved_tensors, *ctx.needs_input_grad)
+        return *_ConvolveBackward.apply(g, *ctx.saved_tensors, ctx.groups, *ctx.needs_input_grad[:2]), None
 
 
 class _ConvolveBackward(torch.autograd.Function):
     """(dL/dx, dL/dweight) as a function of g, x and weight."""
 
     @staticmethod
-    def forward(ctx, g, x, weight, of_x, of_weight):
+    def forward(ctx, g, x, weight, groups, of_x, of_weight):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(g, x, weight)
-        return _convolution_backward(g, x, weight, of_x, of_weight)
+        ctx.groups = groups
+        return _convolution_backward(g, x, weight, groups, of_x, of_weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, u, v):
         """u, v: cotangents of dL/dx and dL/dweight, or None."""
-        g, x, weight = ctx.saved_tensors
+        (g, x, weight), groups = ctx.saved_tensors, ctx.groups
         to_g = to_x = to_weight = None
         if u is not None:
-            to_g = F.conv2d(u, weight, padding=1)
-            _, to_weight = _convolution_backward(g, u, weight, False, ctx.needs_input_grad[2])
+            to_g = F.conv2d(u, weight, padding=1, groups=groups)
+            _, to_weight = _convolution_backward(g, u, weight, groups, False, ctx.needs_input_grad[2])
         if v is not None:
-            of_v = F.conv2d(x, v, padding=1)
+            of_v = F.conv2d(x, v, padding=1, groups=groups)
             to_g = of_v if to_g is None else to_g + of_v
-            to_x, _ = _convolution_backward(g, x, v, ctx.needs_input_grad[1], False)
-        return to_g, to_x, to_weight, None, None
+            to_x, _ = _convolution_backward(g, x, v, groups, ctx.needs_input_grad[1], False)
+        return to_g, to_x, to_weight, None, None, None
 
 
-def _convolution_backward(g, x, weight, of_x: bool, of_weight: bool):
+def _convolution_backward(g, x, weight, groups: int, of_x: bool, of_weight: bool):
     one = [1, 1]  # stride, padding, dilation
     return torch.ops.aten.convolution_backward(
-        g, x, weight, None, one, one, one, False, [0, 0], 1, [of_x, of_weight, False]
+        g, x, weight, None, one, one, one, False, [0, 0], groups, [of_x, of_weight, False]
     )[:2]
 
 
@@ -184,9 +190,11 @@ class Block(nn.Module):
     def before_norm(self, x: Tensor) -> Tensor:
         """What batch norm is given."""
         weight = self.convolution.weight
+        groups = len(weight) if weight.dim() == 5 else 1
+        weight = weight.reshape(-1, *weight.shape[-3:])
         if torch.is_autocast_enabled(x.device.type) and weight.dtype == torch.float32:
             x, weight = (v.to(torch.get_autocast_dtype(x.device.type)) for v in (x, weight))
-        x = Convolve.apply(x, weight)
+        x = Convolve.apply(x, weight, groups)
         return self.pool(x) if self.order == "pool-norm" else x
 
     def after_norm(self, x: Tensor) -> Tensor:
@@ -199,7 +207,7 @@ class Block(nn.Module):
 
 
 class Conv4(nn.Module):
-    """The four blocks, flattened: images (B, C, H, W) -> features (B, d).
+    """The four blocks, flattened: images (B, C, H, W) -> features (B, d); with T tasks' weights (T, B, d).
 
     d = width * (H // 16) * (W // 16), or with keep_border those quotients rounded up: pooling then keeps the last row
     and column of an odd size, and leaves 2 x 2 of 28 x 28, as MAML's network for Omniglot does, instead of 1 x 1.
@@ -239,11 +247,14 @@ class Conv4(nn.Module):
 
     def forward(self, x: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
         """With "batch", `collected` (a list) receives the statistics of every block."""
+        tasks = x.shape[:-4]  # (T,) or none
         with self.autocast(x):
+            x = x.transpose(0, 1).flatten(1, 2) if tasks else x  # (B, T C, H, W)
             x = x.contiguous(memory_format=self.layout)
             for i, block in enumerate(self.blocks):
                 x = block(x, statistics if isinstance(statistics, str) else statistics[i], collected)
-        return x.flatten(1).to(self.blocks[0].convolution.weight.dtype)
+        x = x.unflatten(1, (*tasks, -1)).transpose(0, 1).flatten(2) if tasks else x.flatten(1)
+        return x.to(self.blocks[0].convolution.weight.dtype)
 
     def autocast(self, x: Tensor) -> torch.autocast:
         """The context that gives convolutions their precision."""

@@ -35,7 +35,7 @@ from common.options import ROOT, Options
 
 COLUMNS = (
     "step", "seconds", "train_loss", "train_accuracy", "gradient_norm", "val_accuracy", "val_ci95", "step_ms",
-    "peak_mib", "iterations", "residual", "converged", "not_converged",
+    "peak_mib", "iterations", "residual", "converged", "not_converged", "first_order",
 )  # fmt: skip
 
 
@@ -196,6 +196,8 @@ class Run:
         shapes, others = ({k: v.shape for k, v in state.items()} for state in (model.state_dict(), weights))
         if shapes != others:
             wrong = min(k for k in shapes | others if shapes.get(k) != others.get(k))
+            if about["options"].get("algorithm") != self.script.stem:
+                raise UsageError(f"{source}: a run of {about['options'].get('algorithm')}.py, whose {wrong} differs")
             raise UsageError(
                 f"{source}: its {wrong} has another shape; expected images of as many channels and pixels, and as "
                 "many --ways, as it was trained on"
@@ -310,7 +312,7 @@ class Run:
             bad = self.step - len(self.pending) + 1 + int(finite.all(0).logical_not().nonzero()[0])
             raise UsageError(
                 f"step {bad}: a loss or gradient is no finite number; {self.folder}/checkpoint.pt is from before it; "
-                "try a smaller --learning-rate"
+                f"try a smaller --learning-rate{' or --inner-rate' if hasattr(self.config, 'inner_rate') else ''}"
             )
         row = {
             "step": self.step, "seconds": round(self.seconds, 3), "train_loss": columns["loss"].mean(),
@@ -322,6 +324,8 @@ class Run:
             solved = columns["converged"]  # (steps, T)
             row |= {"iterations": columns["iterations"].median(), "residual": columns["residual"].max()}
             row |= {"converged": solved.mean(), "not_converged": int(solved.numel() - solved.sum())}
+        if "first_order" in columns:
+            row["first_order"] = columns["first_order"].mean()
         if validation:
             row["val_accuracy"], row["val_ci95"] = meters.mean_ci95(validation["accuracy"])
             if row["val_accuracy"] >= self.best[0]:

@@ -4,7 +4,6 @@ Every solver is a pure function that returns a Solution; a task that did not con
 Any float type and any device. T tasks, N ways, S support images, d features (a constant 1 among them for the bias).
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -38,8 +37,8 @@ def cg(
     matvec: (T, n) -> (T, n), the product with every task's A.   b: (T, n).
     iterations: at most so many; None means n, which is exact but for rounding.
     value: (T, n).   residual: |b - A x| a task, recomputed from x.
-    converged: residual <= tolerance |b|. A task whose A shows a direction of no positive curvature (p'Ap <= 0) isn't
-    positive definite: it stops there and counts as not converged.
+    converged: residual <= tolerance |b|, or the rounding of so many steps. A task whose A shows a direction of no
+    positive curvature (p'Ap <= 0) isn't positive definite: it stops there and counts as not converged.
     """
     x, r, p = torch.zeros_like(b), b.clone(), b.clone()
     rr = r.square().sum(-1)  # (T,)
@@ -62,7 +61,7 @@ def cg(
         rr = rr_new
     residual = (b - matvec(x)).norm(dim=-1)
     # The recurrence's own residual drifts from the true one by rounding: allow that much, no more.
-    slack = 10 * torch.finfo(b.dtype).eps * math.sqrt(b.shape[-1])
+    slack = 10 * torch.finfo(b.dtype).eps * (1 + count)
     return Solution(x, residual, count, definite & (residual <= (tolerance + slack) * b.norm(dim=-1)))
 
 

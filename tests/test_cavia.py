@@ -17,6 +17,27 @@ def test_meta_gradient_equals_finite_differences_through_the_context_steps(data_
     assert_gradients_are_those_of_the_loss(cavia, model, episode, config, rtol=1e-4)
 
 
+@pytest.mark.parametrize("second_order", (False, True))
+def test_context_steps_are_those_of_gradient_descent_written_out(data_dir, second_order):
+    """Three steps from zero at another rate than 1, each task by itself, on the plain blocks."""
+    config = Config(width=4, context=6, inner_rate=3.0)
+    model, episode = a_model(cavia, config).double(), an_episode(data_dir, torch.float64)
+    h, y = model.before_context(episode.images, "batch")[episode.support].detach(), episode.y_support
+    found = adapt(model, h, y, 3, config, second_order)
+    for task in range(3):
+        c, losses = torch.zeros(6, dtype=torch.float64), []
+        for _ in range(3):
+            c.requires_grad_()
+            gamma, beta = (model.film.weight @ c + model.film.bias).chunk(2)
+            x = (1 + gamma)[:, None, None] * h[task] + beta[:, None, None]
+            x = model.backbone.blocks[3](model.backbone.blocks[2].after_norm(x), "batch")
+            loss = F.cross_entropy(model.head(x.flatten(1)), y[task])
+            losses.append(loss.item())
+            c = c.detach() - 3.0 * torch.autograd.grad(loss, c)[0]
+        assert losses[2] < losses[0]
+        torch.testing.assert_close(found[task], c, rtol=1e-9, atol=1e-12)
+
+
 def test_first_order_leaves_out_the_inner_gradients_derivative(data_dir):
     """It is the gradient of the query loss at c_k, with c_k a constant."""
     config = Config(width=4, context=6, first_order=True)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
 
 from common.conv4 import BLOCKS, Conv4, Convolve, Normalise
 
@@ -121,23 +122,47 @@ def test_batch_norm_differentiates_once_and_twice(layout):
 
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
 @pytest.mark.parametrize("of_images", (True, False))
-def test_convolution_differentiates_once_and_twice(layout, of_images):
+@pytest.mark.parametrize("groups", (1, 2))
+def test_convolution_differentiates_once_and_twice(layout, groups, of_images):
     """Against finite differences, and against torch's own, with and without a gradient for the images."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 2, 4, 5, dtype=torch.float64, generator=generator).contiguous(memory_format=layout)
-    weight = torch.randn(4, 2, 3, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    weight = torch.randn(4, 2 // groups, 3, 3, dtype=torch.float64, generator=generator).requires_grad_()
     inputs = (x.requires_grad_(of_images), weight)
-    assert torch.autograd.gradcheck(Convolve.apply, inputs) and torch.autograd.gradgradcheck(Convolve.apply, inputs)
+
+    def ours(x, weight):
+        return Convolve.apply(x, weight, groups)
+
+    assert torch.autograd.gradcheck(ours, inputs) and torch.autograd.gradgradcheck(ours, inputs)
 
     def second(convolve, wanted):
         first = torch.autograd.grad(convolve(*inputs).sin().sum(), wanted, create_graph=True)
         return torch.autograd.grad(sum(g.cos().sum() for g in first), wanted)
 
     for wanted in (inputs, (x,), (weight,)) if of_images else ((weight,),):
-        theirs = second(lambda x, weight: F.conv2d(x, weight, padding=1), wanted)
-        for a, b in zip(second(Convolve.apply, wanted), theirs):
+        theirs = second(lambda x, weight: F.conv2d(x, weight, padding=1, groups=groups), wanted)
+        for a, b in zip(second(ours, wanted), theirs):
             torch.testing.assert_close(a, b)
             assert a.norm() > 1e-3
+
+
+@pytest.mark.parametrize("channels_last", (False, True))
+@pytest.mark.parametrize("order", BLOCKS)
+def test_weights_of_several_tasks_give_what_each_tasks_network_does(order, channels_last):
+    """Features, by a batch's own statistics and by another's, and gradients."""
+    net, x = a_network(order, channels_last=channels_last, running=0)
+    images, others = torch.stack([x[:4], x[4:8], x[2:6]]), torch.stack([x[6:], x[:4], x[5:9]])
+    weights = {n: torch.stack([p, 2 * p, p.flip(0)]).detach().requires_grad_() for n, p in net.named_parameters()}
+    together = functional_call(net, weights, (images, "batch", statistics := []))
+    by_others = functional_call(net, weights, (others, statistics))
+    gradients = torch.autograd.grad(together.sin().sum(), tuple(weights.values()))
+    for task in range(3):
+        own = {name: p[task] for name, p in weights.items()}
+        alone = functional_call(net, own, (images[task], "batch", statistics := []))
+        torch.testing.assert_close(together[task], alone)
+        torch.testing.assert_close(by_others[task], functional_call(net, own, (others[task], statistics)))
+        for g, expected in zip(gradients, torch.autograd.grad(alone.sin().sum(), tuple(own.values()))):
+            torch.testing.assert_close(g[task], expected)
 
 
 def test_bfloat16_is_close_and_leaves_parameters_and_features_float32():

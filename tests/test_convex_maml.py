@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 import convex_imaml
 import convex_maml
+from common.episodes import UsageError
 from common.solvers import ProximalHead
 from convex_maml import Config, adapt
 from tests.gradients import a_model, an_episode, assert_gradients_are_those_of_the_loss, differences, gradients_of
@@ -18,10 +19,10 @@ def a_task(data_dir, config, **options):
     return model, episode
 
 
-@pytest.mark.parametrize("inner", ("gradient", "newton"))
+@pytest.mark.parametrize("inner", (dict(inner="gradient", inner_rate=1.0), dict(inner="newton", strength=0.1)))
 @pytest.mark.parametrize("steps", (1, 3))
 def test_meta_gradient_equals_finite_differences_through_the_inner_steps(data_dir, inner, steps):
-    config = Config(width=4, inner=inner, inner_steps=steps, inner_rate=1.0, strength=0.1, learn_start=True)
+    config = Config(width=4, inner_steps=steps, learn_start=True, **inner)
     model, episode = a_task(data_dir, config, shots=2)
     assert_gradients_are_those_of_the_loss(convex_maml, model, episode, config, rtol=1e-4)
 
@@ -77,6 +78,39 @@ def test_newton_steps_run_to_convergence_give_convex_imamls_meta_gradient(data_d
     for name, gradient in unrolled.items():
         assert gradient.norm() > 1e-6, name
         torch.testing.assert_close(gradient, implicit[name], rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("options", (dict(inner="newton", inner_rate=3.0), dict(strength=0.1)))
+def test_an_option_of_the_other_kind_of_inner_step_is_refused(options):
+    with pytest.raises(UsageError, match="no use for it"):
+        Config(**options)
+
+
+def test_what_is_kept_for_the_backward_grows_with_unrolled_steps_and_not_with_the_implicit_gradients(data_dir):
+    """Numbers saved by the heads' graph; beside a backbone's megabytes they wouldn't show in a process's memory."""
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    def saved(script, config):
+        model, episode = a_model(script, config).double(), an_episode(data_dir, torch.float64, shots=2)
+        f = model.features(episode.images, "batch")[episode.support].detach().requires_grad_()
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            if script is convex_maml:
+                adapt(model, f, episode.y_support, 5, config.inner_steps, config)
+            else:
+                convex_imaml.adapt(model, f, episode.y_support, 5, config)
+        return sum(kept)
+
+    for inner in ("gradient", "newton"):
+        one, many = (saved(convex_maml, Config(width=4, inner=inner, inner_steps=k)) for k in (1, 10))
+        assert many > 5 * one
+    steps = {"width": 4, "tolerance": 0.0}
+    one, many = (saved(convex_imaml, convex_imaml.Config(newton_steps=k, **steps)) for k in (1, 10))
+    assert one == many > 0
 
 
 def test_jacobian_of_the_inner_steps_has_the_blocks_of_eq_6_transposed(data_dir):

@@ -13,21 +13,27 @@ from torch.func import functional_call
 import imaml
 from common.conv4 import BatchNorm
 from common.solvers import Solution
-from imaml import Config, adapt, flat, implicit_gradient
+from imaml import Config, adapt, implicit_gradient
 from tests.gradients import a_model, an_episode, assert_gradients_are_those_of_the_loss, gradients_of, hessian
 
 TIGHT = dict(strength=2.0, inner_rate=0.2, inner_steps=100, cg_steps=100, tolerance=1e-13)
 
 
+def flat(tensors):
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
 class Smooth(nn.Module):
-    """In the place of Conv4: convolution, batch norm, tanh and average pooling.   (B, 1, 28, 28) -> (B, 8)"""
+    """In the place of Conv4: convolution, batch norm, tanh and average pooling.   (T, B, 1, 28, 28) -> (T, B, 8)"""
 
     def __init__(self):
         super().__init__()
         self.convolution, self.norm = nn.Conv2d(1, 2, 7, stride=7, bias=False), BatchNorm(2, running=False)
 
     def forward(self, x, statistics, collected=None):
-        return F.avg_pool2d(self.norm(self.convolution(x), statistics, collected).tanh(), 2).flatten(1)
+        x = F.conv2d(x.transpose(0, 1).flatten(1, 2), self.convolution.weight.flatten(0, 1), stride=7, groups=len(x))
+        x = F.avg_pool2d(self.norm(x, statistics, collected).tanh(), 2)
+        return x.unflatten(1, (-1, 2)).transpose(0, 1).flatten(2)
 
 
 def a_task(data_dir, config, **options):
@@ -35,22 +41,22 @@ def a_task(data_dir, config, **options):
     model.backbone, model.head = Smooth(), nn.Linear(8, 5)
     nn.init.normal_(model.backbone.convolution.weight)  # long filters: curvature falls with their squared length
     model.double()
-    return model, episode, episode.x_support[0], episode.y_support[0]
+    return model, episode, episode.x_support[:1], episode.y_support[:1]
 
 
 def dense_meta_gradient(model, episode, config):
     """(I + H / strength)^-1 grad L_query of one task, with the Hessian from differences of gradients."""
-    x, y = episode.x_support[0], episode.y_support[0]
+    x, y = episode.x_support, episode.y_support
     tight = Config(**TIGHT)
     phi = adapt(model, x, y, tight.inner_steps, config)
     parameters = list(phi.values())
-    loss = F.cross_entropy(functional_call(model, phi, (episode.x_query[0], "batch")), episode.y_query[0])
+    loss = F.cross_entropy(functional_call(model, phi, (episode.x_query, "batch"))[0], episode.y_query[0])
     v = flat(torch.autograd.grad(loss, parameters))
 
-    def support_loss():
-        return F.cross_entropy(functional_call(model, dict(zip(phi, parameters)), (x, "batch")), y)
+    def support():
+        return F.cross_entropy(functional_call(model, dict(zip(phi, parameters)), (x, "batch"))[0], y[0])
 
-    H = hessian(support_loss, parameters)
+    H = hessian(support, parameters)
     H = (H + H.T) / 2
     assert H.norm() > 0.1
     return torch.linalg.solve(torch.eye(len(v), dtype=v.dtype) + H / config.strength, v), v
@@ -61,7 +67,7 @@ def test_the_inner_problem_is_solved_where_its_gradient_vanishes(data_dir):
     config = Config(**TIGHT)
     model, _, x, y = a_task(data_dir, config)
     phi = adapt(model, x, y, config.inner_steps, config)
-    loss = F.cross_entropy(functional_call(model, phi, (x, "batch")), y)
+    loss = F.cross_entropy(functional_call(model, phi, (x, "batch"))[0], y[0])
     gradient = flat(torch.autograd.grad(loss, tuple(phi.values())))
     moved = flat(phi.values()) - flat(model.parameters())
     assert moved.norm() > 0.01
@@ -124,6 +130,9 @@ def test_the_first_order_gradient_takes_the_place_of_what_no_minimum_gives(data_
     monkeypatch.setattr(imaml, "cg", lambda *_, **__: found)
     solution = implicit_gradient(model, phi, x, y, v, Config())
     assert torch.equal(solution.value, taken * v) and solution.converged.tolist() == [scale == taken]
+    monkeypatch.setattr(imaml, "cg", lambda _, v, **__: found._replace(value=scale * v))
+    statistics = imaml.meta_step(model, an_episode(data_dir, torch.float64), Config())
+    assert statistics["first_order"].tolist() == [float(scale != taken)] * 3
 
 
 @pytest.mark.parametrize("rate", (0.05, 0.1))

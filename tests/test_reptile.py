@@ -19,13 +19,13 @@ def test_the_update_moves_the_start_towards_the_mean_of_where_the_tasks_end(data
     config.learning_rate = 0.3
     model, episode = a_model(reptile, config).double(), an_episode(data_dir, torch.float64, shots=2)
     model.steps += 7  # of an Adam that has been on its way
-    for name in model.moments:
-        model.get_buffer(name).uniform_(0, 1e-4)
+    for moment in model.moments():
+        moment.uniform_(0, 1e-4)
     theta = copy.deepcopy(model.state_dict())
     ends = []
     for x, y in zip(episode.x_support, episode.y_support):
         learner = copy.deepcopy(model)
-        second, rate = [learner.get_buffer(name) for name in learner.moments], 0.01
+        second, rate = learner.moments(), 0.01
         for step in range(4):
             chosen = [(step * 6 + i) % 10 for i in range(6)]
             learner.zero_grad()
@@ -55,8 +55,8 @@ def test_training_uses_no_query_image(data_dir):
     assert all(torch.equal(g, first[name]) for name, g in gradients_of(reptile, model, episode, config).items())
 
 
-def test_minibatches_go_through_all_images_in_turn(data_dir):
-    config = Config(width=4)
+def test_minibatches_go_through_all_images_in_turn(data_dir, monkeypatch):
+    config = Config(width=4, inner_steps=2, inner_batch=6, test_inner_steps=3, test_inner_batch=4)
     model, episode = a_model(reptile, config), an_episode(data_dir, shots=3, tasks=1)
     seen = []
     forward = reptile.Model.forward
@@ -65,10 +65,13 @@ def test_minibatches_go_through_all_images_in_turn(data_dir):
         seen.append(x)
         return forward(self, x, *others)
 
-    reptile.Model.forward = noting
-    try:
-        adapt(model, episode.x_support[0], episode.y_support[0], 4, 10, config)
-    finally:
-        reptile.Model.forward = forward
-    assert [len(x) for x in seen] == [10] * 4
-    assert torch.equal(torch.cat(seen)[:30], episode.x_support[0].repeat(2, 1, 1, 1))
+    monkeypatch.setattr(reptile.Model, "forward", noting)
+    adapt(model, episode.x_support, episode.y_support, 4, 10, config)
+    assert [x.shape[:2] for x in seen] == [(1, 10)] * 4
+    assert torch.equal(torch.cat(seen, 1)[0, :30], episode.x_support[0].repeat(2, 1, 1, 1))
+    seen.clear()
+    reptile.meta_step(model, episode, config)
+    assert [x.shape[1] for x in seen] == [6, 6]
+    seen.clear()
+    reptile.predict(model, episode, config)  # at last the support, whose statistics normalise the query images
+    assert [x.shape[1] for x in seen] == [4, 4, 4, 15, 15]

@@ -206,3 +206,12 @@ def test_cg_stopped_early_is_reported_as_not_converged():
     A = torch.diag(torch.linspace(1, 100, 20, dtype=torch.float64))[None]
     solution = cg(lambda x: (A @ x[..., None])[..., 0], torch.ones(1, 20, dtype=torch.float64), iterations=3)
     assert solution.iterations == 3 and not solution.converged.any() and solution.residual > 1e-3
+
+
+def test_cg_in_float32_counts_as_converged_at_the_tolerance_whatever_the_size():
+    scales = torch.linspace(1, 6, 100_000)[None]
+    b = torch.ones(1, 100_000)
+    for iterations, enough in ((5, False), (50, True)):
+        solution = cg(lambda x: scales * x, b, tolerance=1e-6, iterations=iterations)
+        assert solution.converged.tolist() == [enough]
+        assert (solution.residual < 1e-5 * b.norm()) == enough
