@@ -6,7 +6,6 @@ the same episodes, the first steps left out. First order is what the inner steps
     python benchmarks/tasks.py --out results/benchmarks
 """
 
-import dataclasses
 import itertools
 import statistics
 import sys
@@ -20,7 +19,9 @@ from torch import Tensor
 from tqdm import trange
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from worker import in_batches  # noqa: E402
 
 import maml  # noqa: E402
 from benchmarks import save  # noqa: E402
@@ -76,9 +77,8 @@ def by_vmap(model: maml.Model, episode: Episode, config: maml.Config) -> None:
 
 def one_by_one(model: maml.Model, episode: Episode, config: maml.Config) -> None:
     """As --batches with the number of tasks does."""
-    for task in range(len(episode.classes)):
-        own = {name: getattr(episode, name)[task : task + 1] for name in ("support", "query", "y_support", "y_query")}
-        maml.meta_step(model, dataclasses.replace(episode, **own), config)
+    for own in in_batches(episode, len(episode.classes)):
+        maml.meta_step(model, own, config)
     for p in model.parameters():
         p.grad /= len(episode.classes)
 

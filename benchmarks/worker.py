@@ -6,6 +6,7 @@ be told by, or what it took to draw the first episodes); every further line is t
 as often as fits into spec["least"] seconds, on average, after once that isn't counted.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -60,6 +61,13 @@ def episodes_of(spec: dict, seed: int = 0) -> Episode:
     return Episode(images, places[:, :S], places[:, S:], labels, labels.repeat(1, 15), labels, places.flatten())
 
 
+def in_batches(episode: Episode, batches: int) -> list[Episode]:
+    """Its tasks in so many parts."""
+    fields = ("support", "query", "y_support", "y_query", "classes")
+    parts = zip(*(getattr(episode, field).chunk(batches) for field in fields))
+    return [dataclasses.replace(episode, **dict(zip(fields, part))) for part in parts]
+
+
 def our_model(spec: dict) -> tuple[object, object, nn.Module]:
     """The script, its Config and its Model, with the weights that every peer gets too."""
     script = __import__(spec["algorithm"])
@@ -106,22 +114,29 @@ Work = tuple[Callable[[], object], dict]
 
 
 def ours(spec: dict) -> Work:
-    """A script's meta-step and the step of its optimiser, with this project's allocator setting."""
+    """A script's meta-step, in spec["batches"] as --batches has it, and the step of its optimiser, with this project's
+    allocator setting."""
     keep_memory()
     script, config, model = our_model(spec)
     episode = episodes_of(spec)
     if spec["algorithm"] == "reptile":  # its tasks have a training image for each of the inner steps' batches
         episode.support, episode.y_support = episode.query, episode.y_query
-    script.meta_step(model, episode, config)
-    info = signature(model)
+    batches = in_batches(episode, spec.get("batches", 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
 
-    def step():
+    def gradients():
         optimizer.zero_grad()
-        script.meta_step(model, episode, config)
+        for batch in batches:
+            script.meta_step(model, batch, config)
+        for p in model.parameters() if len(batches) > 1 else ():
+            p.grad /= len(batches)
+
+    def step():
+        gradients()
         optimizer.step()
 
-    return step, info
+    gradients()
+    return step, signature(model)
 
 
 def plain(spec: dict) -> Work:
