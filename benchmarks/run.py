@@ -206,12 +206,11 @@ def meta_steps(options: Options) -> Iterator[dict]:
     if options.quick:  # one start of each process, all in turns
         yield from beside_plain("omniglot", 4, [name for name in OURS if name != "maml, first order"], {}, options)
         return
-    for dataset in WIDTHS:
-        for tasks in (4, 16):
-            few = dataclasses.replace(options, turns=min(options.turns, 6), warmup=2) if tasks == 16 else options
-            for name in OURS:
-                for variant in ({}, *(variants() if tasks == 4 else [])):
-                    yield from beside_plain(dataset, tasks, [name], variant, few)
+    few = dataclasses.replace(options, turns=min(options.turns, 6), warmup=2)
+    for tasks, dataset, name in itertools.product((4, 16), WIDTHS, OURS):
+        yield from beside_plain(dataset, tasks, [name], {}, options if tasks == 4 else few)
+    for variant, dataset, name in itertools.product(variants(), WIDTHS, OURS):
+        yield from beside_plain(dataset, 4, [name], variant, options)
 
 
 def variants() -> list[dict]:
