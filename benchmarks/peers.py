@@ -9,19 +9,27 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from worker import EpisodeLoader, Textbook, Work, episodes_of, images_and_labels, signature, textbook_of
+from worker import (
+    Episode,
+    EpisodeLoader,
+    Textbook,
+    Work,
+    episodes_of,
+    images_and_labels,
+    signature_in_float64,
+    textbook_of,
+)
 
 
-def _work(net: torch.nn.Module, backward: Callable[[], None]) -> Work:
-    """Steps of Adam on net's parameters, whose meta-gradient `backward` adds to .grad."""
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-5)
+def _work(net: torch.nn.Module, episode: Episode, backward: Callable[[], None]) -> Work:
+    """Steps of Adam on net's parameters, whose meta-gradient `backward` adds to .grad, from the episode's images."""
 
     def gradients():
-        optimizer.zero_grad()
+        net.zero_grad()
         backward()
 
-    gradients()
-    info = signature(net)
+    info = signature_in_float64(net, episode, gradients)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-5)
 
     def step():
         gradients()
@@ -38,7 +46,7 @@ def _a_task_at_a_time(spec: dict, meta_step: Callable) -> Work:
         for task in zip(episode.x_support, episode.y_support, episode.x_query, episode.y_query):
             (meta_step(net, *task) / spec["tasks"]).backward()
 
-    return _work(net, backward)
+    return _work(net, episode, backward)
 
 
 def learn2learn(spec: dict) -> Work:
@@ -65,6 +73,7 @@ def learn2learn_anil(spec: dict) -> Work:
 
     def backward():
         f = net.features(episode.images) / head.in_features**0.5
+        head.to(f.dtype)
         losses = []
         for support, y, query, y_query in zip(episode.support, episode.y_support, episode.query, episode.y_query):
             learner = MAML(head, lr=spec["inner_rate"]).clone()
@@ -73,7 +82,7 @@ def learn2learn_anil(spec: dict) -> Work:
             losses.append(F.cross_entropy(learner(f[query]), y_query))
         torch.stack(losses).mean().backward()
 
-    return _work(torch.nn.ModuleDict({"features": net.features}), backward)
+    return _work(torch.nn.ModuleDict({"features": net.features}), episode, backward)
 
 
 def higher(spec: dict) -> Work:
@@ -92,18 +101,19 @@ def higher(spec: dict) -> Work:
 def torchopt(spec: dict) -> Work:
     import torchopt
 
-    state = {}
+    inner = {}  # by type: the first meta-gradient is in float64
 
     def meta_step(net: Textbook, x, y, x_query, y_query):
-        if "inner" not in state:
-            state["inner"] = torchopt.MetaSGD(net, lr=spec["inner_rate"])
+        if x.dtype not in inner:
+            inner[x.dtype] = torchopt.MetaSGD(net, lr=spec["inner_rate"])
+        optimizer = inner[x.dtype]
         start = torchopt.extract_state_dict(net, by="reference")
-        optimizer_start = torchopt.extract_state_dict(state["inner"], by="reference")
+        optimizer_start = torchopt.extract_state_dict(optimizer, by="reference")
         for _ in range(spec["inner_steps"]):
-            state["inner"].step(F.cross_entropy(net(x), y))
+            optimizer.step(F.cross_entropy(net(x), y))
         loss = F.cross_entropy(net(x_query), y_query)
         torchopt.recover_state_dict(net, start)
-        torchopt.recover_state_dict(state["inner"], optimizer_start)
+        torchopt.recover_state_dict(optimizer, optimizer_start)
         return loss
 
     return _a_task_at_a_time(spec, meta_step)

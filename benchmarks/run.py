@@ -7,7 +7,7 @@
 Every piece of work runs in a process of its own (worker.py). Those that are compared do it in rounds, one after the
 other, each round beginning with another; the first rounds are left out. A ratio is of two times of the same round; its
 median and quartiles over the rounds are shown. A peer's time counts only if its meta-gradient on the same weights and
-episode is ours, to float32 rounding, or if its heads get to the same gradient norm.
+episode is ours, in float64, or if its heads get to the same gradient norm.
 """
 
 import dataclasses
@@ -71,6 +71,10 @@ class Options:
     quick: bool = False
     """without peers, other blocks and bfloat16; meta-steps on Omniglot with 4 tasks alone"""
     measures: tuple[str, ...] = ("meta_step", "backbone", "head", "episodes", "memory")
+    tasks: tuple[int, ...] = (4, 16)
+    """of the meta-steps"""
+    variants: bool = True
+    """meta-steps of ours in other blocks and bfloat16 too, with 4 tasks"""
     turns: int = 10
     """rounds that count"""
     warmup: int = 3
@@ -207,9 +211,9 @@ def meta_steps(options: Options) -> Iterator[dict]:
         yield from beside_plain("omniglot", 4, [name for name in OURS if name != "maml, first order"], {}, options)
         return
     few = dataclasses.replace(options, turns=min(options.turns, 6), warmup=2)
-    for tasks, dataset, name in itertools.product((4, 16), WIDTHS, OURS):
+    for tasks, dataset, name in itertools.product(options.tasks, WIDTHS, OURS):
         yield from beside_plain(dataset, tasks, [name], {}, options if tasks == 4 else few)
-    for variant, dataset, name in itertools.product(variants(), WIDTHS, OURS):
+    for variant, dataset, name in itertools.product(variants() if options.variants else [], WIDTHS, OURS):
         yield from beside_plain(dataset, 4, [name], variant, options)
 
 
@@ -277,7 +281,7 @@ def beside_plain(dataset: str, tasks: int, algorithms: list[str], variant: dict,
             if not worker.error and not variant:
                 error = relative_error(us.info, worker.info)
                 norms = f"gradient norms {us.info['norm']:.6g}, {worker.info['norm']:.6g}, apart by {error:.0e}"
-                rows[-1] = rows[-1] | {"note": norms} if error < 1e-3 else uncounted(rows[-1], f"not ours: {norms}")
+                rows[-1] = rows[-1] | {"note": norms} if error < 1e-6 else uncounted(rows[-1], f"not ours: {norms}")
         for name, reason in {} if options.quick or variant else NOT_RUN.get(algorithm, {}).items():
             rows.append(uncounted(rows[-1] | {"against": name}, reason))
     return rows
@@ -407,7 +411,8 @@ def main() -> None:
         minutes = (time.perf_counter() - started) / 60
         what = f"{'--quick, ' if options.quick else ''}{options.turns} turns, {minutes:.1f} minutes: "
         what += ", ".join(dict.fromkeys(row["measure"] for row in rows))
-        content = {"quick": options.quick, "turns": options.turns, "minutes": minutes, "rows": rows}
+        about = {"quick": options.quick, "turns": options.turns, "warmup": options.warmup, "minutes": minutes}
+        content = about | {"command": ["benchmarks/run.py", *sys.argv[1:]], "rows": rows}
         save(options.out, "table", content, f"{what}\n\n{as_table(rows)}")
     print((options.out / "table.md").read_text())
 

@@ -106,6 +106,18 @@ def signature(model: nn.Module) -> dict:
     return {"norm": float(g.norm()), "products": products}
 
 
+def signature_in_float64(model: nn.Module, episode: Episode, gradients: Callable[[], None]) -> dict:
+    """signature of what `gradients` leaves in .grad when model and images are in float64: in float32, rounding that
+    carries a ReLU or a maximum to its other side sets gradients of the same function apart by some 1e-3."""
+    model.double()
+    episode.images = episode.images.double()
+    gradients()
+    info = signature(model)
+    model.float()
+    episode.images = episode.images.float()
+    return info
+
+
 def _before_norm(name: str) -> bool:
     return name.startswith("features.") and name.endswith(".0.bias")
 
@@ -121,22 +133,23 @@ def ours(spec: dict) -> Work:
     episode = episodes_of(spec)
     if spec["algorithm"] == "reptile":  # its tasks have a training image for each of the inner steps' batches
         episode.support, episode.y_support = episode.query, episode.y_query
-    batches = in_batches(episode, spec.get("batches", 1))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
+    count = spec.get("batches", 1)
 
     def gradients():
-        optimizer.zero_grad()
-        for batch in batches:
+        model.zero_grad()
+        for batch in in_batches(episode, count):
             script.meta_step(model, batch, config)
-        for p in model.parameters() if len(batches) > 1 else ():
-            p.grad /= len(batches)
+        for p in model.parameters() if count > 1 else ():
+            p.grad /= count
+
+    info = signature_in_float64(model, episode, gradients)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
 
     def step():
         gradients()
         optimizer.step()
 
-    gradients()
-    return step, signature(model)
+    return step, info
 
 
 def plain(spec: dict) -> Work:
