@@ -15,6 +15,7 @@ import functools
 import itertools
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -112,7 +113,8 @@ class Worker:
         self.log.seek(0)
         lines = [line.strip() for line in self.log.read().splitlines() if line.strip()]
         killed = f"ended with status {self.process.wait()}: no answer in {limit:.0f} s, or no memory"
-        self.error = lines[-1][:160] if lines and self.process.returncode > 0 else killed
+        said = lines[-1] if lines and self.process.returncode > 0 else killed
+        self.error = re.sub(r" \(/[^)]*\)", "", said)[:160]  # a library's path on this machine left out
         return None
 
     def turn(self) -> None:
