@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from common.conv4 import BLOCKS, Conv4, Convolve, Normalise
+from common.conv4 import BLOCKS, Conv4, Convolve, Normalise, Pool
 
 
 def a_network(order, shape=(3, 32, 48), width=8, **options):
@@ -144,6 +144,41 @@ def test_convolution_differentiates_once_and_twice(layout, groups, of_images):
         for a, b in zip(second(ours, wanted), theirs):
             torch.testing.assert_close(a, b)
             assert a.norm() > 1e-3
+
+
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
+@pytest.mark.parametrize("keep_border", (False, True))
+def test_pooling_differentiates_once_and_twice_and_keeps_the_layout(layout, keep_border):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randperm(3 * 4 * 5 * 7, generator=generator).double() / 10
+    x = values.view(3, 4, 5, 7).contiguous(memory_format=layout).requires_grad_()
+
+    def ours(x):
+        return Pool.apply(x, keep_border)[0]
+
+    theirs = F.max_pool2d(x, 2, ceil_mode=keep_border)
+    assert torch.equal(ours(x), theirs) and ours(x).stride() == theirs.stride()
+    assert torch.autograd.gradcheck(ours, x) and torch.autograd.gradgradcheck(lambda x: ours(x).sin(), x)
+
+    g = torch.randn_like(theirs).requires_grad_()
+    (dx,) = torch.autograd.grad(ours(x), x, g, create_graph=True)
+    (to_g,) = torch.autograd.grad(dx.square().sum(), g)
+    torch.testing.assert_close(to_g, 2 * g.detach())
+    assert all(v.is_contiguous(memory_format=layout) for v in (dx, to_g))
+
+
+@pytest.mark.parametrize("channels", (1, 3))
+@pytest.mark.parametrize("precision", (torch.float32, torch.bfloat16))
+def test_channels_last_holds_in_every_block(channels, precision):
+    """torch can't tell the layout of one channel by its strides, and gives a contiguous result."""
+    net = Conv4((channels, 28, 28), 8, "norm-pool", channels_last=True, precision=precision)
+    shapes = []
+    for block in net.blocks:
+        block.norm.register_forward_hook(
+            lambda _, __, y: shapes.append((y.dtype, y.is_contiguous(memory_format=torch.channels_last)))
+        )
+    net(torch.randn(4, channels, 28, 28), "batch")
+    assert shapes == [(precision, True)] * 4
 
 
 @pytest.mark.parametrize("channels_last", (False, True))
