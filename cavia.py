@@ -67,7 +67,7 @@ class Model(nn.Module):
         """What no context changes: images (B, C, H, W) up to the third layer's normalisation.   (B, width, h, w)"""
         net = self.backbone
         with net.autocast(images):
-            x = images.contiguous(memory_format=net.layout)
+            x = net.laid_out(images)
             for block in net.blocks[:2]:
                 x = block(x, statistics)
             return net.blocks[2].norm(net.blocks[2].before_norm(x), statistics)
@@ -82,7 +82,7 @@ class Model(nn.Module):
         net, (T, n) = self.backbone, h.shape[:2]
         gamma, beta = self.film(context)[:, None, :, None, None].chunk(2, 2)  # (T, 1, width, 1, 1) each
         with net.autocast(h):
-            x = torch.addcmul(beta, 1 + gamma, h).flatten(0, 1).contiguous(memory_format=net.layout)
+            x = net.laid_out(torch.addcmul(beta, 1 + gamma, h).flatten(0, 1))
             x = net.blocks[3].before_norm(net.blocks[2].after_norm(x))
             tasks = zip(x.split(n), statistics or ["batch"] * T)
             x = net.blocks[3].after_norm(torch.cat([net.blocks[3].norm(t, s, collected) for t, s in tasks]))

@@ -74,6 +74,7 @@ class _NormaliseBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, g, x, weight, mean, rstd, eps):
         needed = [True, True, True]
+        g = g.contiguous(memory_format=_layout(x))  # another one than x's takes ten times as long
         dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
             g, x, weight, None, None, mean, rstd, True, eps, needed
         )
@@ -106,6 +107,11 @@ class _NormaliseBackward(torch.autograd.Function):
         to_x = affine(-rstd * of_normalised, -rstd * constant)
         to_x.addcmul_(channels(rstd * of_u), u).addcmul_(channels(rstd * of_g), g)
         return to_g, to_x, n * rstd * s, None, None, None
+
+
+def _layout(x):
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _sums(g, x, mean, rstd, eps):
@@ -193,9 +199,7 @@ class _PoolBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, g, places, shape, keep_border):
         ctx.save_for_backward(places)
-        last = places.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if last else torch.contiguous_format
-        dx = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=layout)
+        dx = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=_layout(places))
         return torch.ops.aten.max_pool2d_with_indices_backward(
             g, dx, [2, 2], [2, 2], [0, 0], [1, 1], keep_border, places, grad_input=dx
         )
@@ -293,13 +297,18 @@ class Conv4(nn.Module):
         tasks = x.shape[:-4]  # (T,) or none
         with self.autocast(x):
             x = x.transpose(0, 1).flatten(1, 2) if tasks else x  # (B, T C, H, W)
-            x = x.contiguous(memory_format=self.layout)
-            if x.shape[1] == 1 and self.layout == torch.channels_last:  # whose strides alone don't tell its layout
-                x = x.squeeze(1).unsqueeze(-1).permute(0, 3, 1, 2)
+            x = self.laid_out(x)
             for i, block in enumerate(self.blocks):
                 x = block(x, statistics if isinstance(statistics, str) else statistics[i], collected)
         x = x.unflatten(1, (*tasks, -1)).transpose(0, 1).flatten(2) if tasks else x.flatten(1)
         return x.to(self.blocks[0].convolution.weight.dtype)
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) in the network's memory layout: for one channel, of which torch sees no other layout than
+        contiguous, by strides that say channels_last."""
+        if x.shape[1] == 1 and self.layout == torch.channels_last:
+            return x.squeeze(1).unsqueeze(-1).permute(0, 3, 1, 2)
+        return x.contiguous(memory_format=self.layout)
 
     def autocast(self, x: Tensor) -> torch.autocast:
         """The context that gives convolutions their precision."""
