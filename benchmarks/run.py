@@ -310,27 +310,32 @@ def backbones(options: Options) -> list[dict]:
     return rows
 
 
-def heads(options: Options) -> list[dict]:
-    rows = []
-    for ways, shots, features in HEADS[:2] if options.quick else HEADS:
-        for tasks in (16,) if options.quick else (16, 256):
-            base = {"ways": ways, "shots": shots, "features": features, "tasks": tasks, "least": 0.2}
-            specs = {"ours": {"work": "our_heads"}, "torch LBFGS": {"work": "lbfgs_heads"}}
-            if not options.quick:
-                for solver in ("lbfgs", "newton-cholesky"):
-                    specs[f"scikit-learn, {solver}"] = {"work": "sklearn_heads", "solver": solver}
-            few = dataclasses.replace(options, turns=min(options.turns, 6), warmup=1)
-            workers = side_by_side({name: base | spec for name, spec in specs.items()}, few)
-            us = workers.pop("ours")
-            setting = f"{tasks} tasks, {ways} ways, {shots} shots, {features} features"
-            for name, worker in workers.items():
-                made = row("head", "newton_head", setting, us, worker, name)
-                if not worker.error:
-                    reached = worker.info["reached"]
-                    note = f"relative gradient norms {us.info['reached']:.1e}, {reached:.1e}"
-                    made = made | {"note": note} if reached < 1.2e-5 else uncounted(made, f"not as far: {note}")
-                rows.append(made)
-    return rows
+def heads(options: Options) -> Iterator[dict]:
+    for (ways, shots, features), tasks in itertools.product(
+        HEADS[:2] if options.quick else HEADS, (16,) if options.quick else (16, 256)
+    ):
+        base = {"ways": ways, "shots": shots, "features": features, "least": 0.2}
+        peers = {"torch LBFGS": {"work": "lbfgs_heads", "tasks": 16}}
+        if not options.quick:
+            for solver in ("lbfgs", "newton-cholesky"):  # seconds a task, where a Hessian is large
+                slow = solver == "newton-cholesky" and ways * features > 2000
+                spec = {"work": "sklearn_heads", "solver": solver, "tasks": 1 if slow else 16}
+                peers[f"scikit-learn, {solver}"] = spec
+        specs = {"ours": base | {"work": "our_heads", "tasks": tasks}}
+        specs |= {name: base | spec for name, spec in peers.items()}
+        workers = side_by_side(specs, dataclasses.replace(options, turns=min(options.turns, 6), warmup=1))
+        us = workers.pop("ours")
+        setting = f"{tasks} tasks, {ways} ways, {shots} shots, {features} features"
+        for name, worker in workers.items():
+            some = peers[name]["tasks"]  # which a library goes through one after the other
+            worker.seconds = [tasks / some * s for s in worker.seconds]
+            made = row("head", "newton_head", setting, us, worker, name)
+            if not worker.error:
+                reached = worker.info["reached"]
+                note = f"relative gradient norms {us.info['reached']:.1e}, {reached:.1e}"
+                note += f"; {tasks // some} times the time of {some}" if tasks > some else ""
+                made = made | {"note": note} if reached < 1.2e-5 else uncounted(made, f"not as far: {note}")
+            yield made
 
 
 def glyphs() -> Path:

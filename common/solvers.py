@@ -148,7 +148,7 @@ class ProximalHead:
         root = (P / S).clamp(min=torch.finfo(P.dtype).tiny).sqrt().mT  # (T, N, S), with a finite slope everywhere
         A = root[..., :, None] * (self.K / self.strength)[:, None] * root[..., None, :]  # (T, N, S, S)
         A = A + torch.eye(S, dtype=A.dtype, device=A.device)
-        E = root[..., None] * torch.cholesky_solve(torch.diag_embed(root), torch.linalg.cholesky_ex(A).L)
+        E = root[..., :, None] * torch.cholesky_inverse(torch.linalg.cholesky_ex(A).L) * root[..., None, :]
         Ex = (E @ (v @ self.F.mT)[..., None])[..., 0]  # (T, N, S)
         shared = torch.cholesky_solve(Ex.sum(1)[..., None], torch.linalg.cholesky_ex(E.sum(1)).L)  # (T, S, 1)
         Qx = Ex - (E @ shared[:, None])[..., 0]
@@ -164,18 +164,22 @@ class ProximalHead:
     @torch.no_grad()
     def line_search(self, W: Tensor, g: Tensor, D: Tensor) -> Tensor:
         """Longest step along D that lowers G by 1e-4 of what its slope promises (Armijo), or 0.   (T,)"""
-        S = self.F.shape[1]
+        Z, ZD = self.F @ W.mT, self.F @ D.mT  # (T, S, N)
+        offset, along = (W - self.W0).flatten(1), D.flatten(1)
+        slope, cross, square = ((a * along).sum(-1) for a in (g.flatten(1), offset, along))  # (T,)
+        rounding = 4 * torch.finfo(Z.dtype).eps * (1 + Z.abs().amax((1, 2)))  # of the difference of two losses
+
+        def longest(steps: Tensor) -> Tensor:
+            logits = torch.cat([Z[None], Z + steps[:, None, None, None] * ZD])  # (1 + J, T, S, N), none and every step
+            loss = (logits.logsumexp(-1) - (logits * self.Y).sum(-1)).mean(-1)  # (1 + J, T)
+            change = loss[1:] - loss[0] + self.strength * (steps[:, None] * cross + steps[:, None] ** 2 * square / 2)
+            enough = change <= 1e-4 * steps[:, None] * slope + rounding
+            return torch.where(enough, steps[:, None], 0.0).amax(0)
+
         j = torch.arange(9, dtype=W.dtype, device=W.device)
         steps = 0.5 ** (j * (j + 1) / 2)  # (J,) 1, 1/2, 1/8, 1/64, ...: saturated logits may need 1e-8
-        Z, ZD = self.F @ W.mT, self.F @ D.mT  # (T, S, N)
-        logits = torch.cat([Z[None], Z + steps[:, None, None, None] * ZD])  # (1 + J, T, S, N), none and every step
-        loss = (logits.logsumexp(-1) - (logits * self.Y).sum(-1)).sum(-1) / S  # (1 + J, T)
-        offset, D = (W - self.W0).flatten(1), D.flatten(1)
-        slope, cross, square = ((a * D).sum(-1) for a in (g.flatten(1), offset, D))  # (T,)
-        change = loss[1:] - loss[0] + self.strength * (steps[:, None] * cross + steps[:, None] ** 2 * square / 2)
-        rounding = 4 * torch.finfo(Z.dtype).eps * (1 + Z.abs().amax((1, 2)))  # of the difference of two losses
-        enough = change <= 1e-4 * steps[:, None] * slope + rounding
-        return torch.where(enough, steps[:, None], 0.0).amax(0)
+        length = longest(steps[:1])  # mostly enough
+        return length if length.all() else longest(steps)
 
     def minimise(self, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(W*, residual, iterations, converged) as in Solution."""
