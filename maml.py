@@ -88,9 +88,9 @@ def adapt(model: Model, x: Tensor, y: Tensor, steps: int, config: Config, second
 def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tensor]:
     """Add the meta-gradient of the tasks' mean query loss to .grad; return loss and accuracy.
 
-    A task's query batch is normalised by its own statistics. Tasks are groups of each convolution: on two cores 1.4 to
-    1.8 times faster than one task after the other on Omniglot, 0.9 to 1.2 times on mini-ImageNet; vmap is slower on
-    both (benchmarks/tasks.py). Memory grows with the tasks: --batches of as many has one in it at a time.
+    A task's query batch is normalised by its own statistics. Tasks are groups of each convolution: on two cores 1.2 to
+    1.4 times faster than one task after the other on Omniglot, 1.1 times on mini-ImageNet; vmap is slower on both
+    (benchmarks/tasks.py). Memory grows with the tasks: --batches of as many has one in it at a time.
     """
     second_order = not config.first_order
     phi = adapt(model, episode.x_support, episode.y_support, config.inner_steps, config, second_order)

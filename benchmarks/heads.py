@@ -75,8 +75,11 @@ def plot(rows: list[dict], picture: Path) -> None:
         axes.loglog(last, row["ms"][-1] * (last / last[-1]) ** row["expected"], "--", color="tab:gray",
                     label=f"expected, {row['expected']}")  # fmt: skip
         axes.set(xlabel=row["grows"])
+        axes.set_xticks(row["sizes"], row["sizes"])
+        axes.minorticks_off()
+        axes.tick_params(labelsize=8)
         axes.legend(fontsize=8)
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
     panels[0].set(ylabel="ms, solve and implicit gradient")
     figure.suptitle(", ".join(f"{v} {k}" for k, v in MIDDLE.items()) + ", but for the one that grows", fontsize=10)
     figure.savefig(picture, dpi=110)
