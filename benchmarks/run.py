@@ -243,7 +243,7 @@ def beside_plain(dataset: str, tasks: int, algorithms: list[str], variant: dict,
     block, precision = variant.get("block", "norm-pool"), variant.get("precision", "float32")
     base = {"dataset": dataset, "width": WIDTHS[dataset], "tasks": tasks}
     # More tasks' weights and large images at a time don't fit into 24 GiB beside the peers.
-    parts = tasks // 4 if dataset == "miniimagenet" and algorithms[0].startswith(("maml", "imaml")) else 1
+    parts = -(-tasks // 4) if dataset == "miniimagenet" and algorithms[0].startswith(("maml", "imaml")) else 1
     specs = {("", "plain"): fastest_plain(dataset, tasks, block, precision)}
     for algorithm in algorithms:
         told = OURS[algorithm]
