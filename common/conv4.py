@@ -176,8 +176,8 @@ def _convolution_backward(g, x, weight, groups: int, of_x: bool, of_weight: bool
 class Pool(torch.autograd.Function):
     """The largest of 2 x 2 values, whose double backward keeps the memory layout.
 
-    torch's own gives a contiguous tensor, which has to be laid out anew, and takes longer for it: a fourth of the double
-    backward of MAML's inner steps. And its backward keeps all of x, of which nothing but the shape is needed.
+    torch's own gives a contiguous tensor, which has to be laid out anew, and takes longer for it: a fifth of the
+    double backward of MAML's inner steps. And its backward keeps all of x, of which only the shape is needed.
     """
 
     @staticmethod
