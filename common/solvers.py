@@ -121,7 +121,9 @@ class ProximalHead:
     def __init__(self, features: Tensor, labels: Tensor, W0: Tensor, strength: Tensor, method: str = "cholesky"):
         self.F, self.W0, self.strength, self.method = features, W0, strength, method
         self.Y = F.one_hot(labels, W0.shape[0]).to(features.dtype)  # (T, S, N)
-        self.K = features @ features.mT if method == "cholesky" else None  # (T, S, S)
+        if method == "cholesky":
+            self.K = features @ features.mT / strength  # (T, S, S)
+            self.eye = torch.eye(features.shape[1], dtype=features.dtype, device=features.device)
 
     def probabilities(self, W: Tensor) -> Tensor:
         return (self.F @ W.mT).softmax(-1)  # (T, S, N)
@@ -146,9 +148,9 @@ class ProximalHead:
         # u = (v - F' Q F v / strength) / strength with Q = (M^-1 + FF' / strength)^-1 = E - E R (R'E R)^-1 R'E, where
         # E = (D^-1 + FF' / strength)^-1 has an S x S block a class (Rasmussen & Williams 2006, Algorithm 3.3).
         root = (P / S).clamp(min=torch.finfo(P.dtype).tiny).sqrt().mT  # (T, N, S), with a finite slope everywhere
-        A = root[..., :, None] * (self.K / self.strength)[:, None] * root[..., None, :]  # (T, N, S, S)
-        A = A + torch.eye(S, dtype=A.dtype, device=A.device)
-        E = root[..., :, None] * torch.cholesky_inverse(torch.linalg.cholesky_ex(A).L) * root[..., None, :]
+        scale = root[..., :, None] * root[..., None, :]  # (T, N, S, S)
+        A = torch.addcmul(self.eye, scale, self.K[:, None])
+        E = scale * torch.cholesky_inverse(torch.linalg.cholesky_ex(A).L)
         Ex = (E @ (v @ self.F.mT)[..., None])[..., 0]  # (T, N, S)
         shared = torch.cholesky_solve(Ex.sum(1)[..., None], torch.linalg.cholesky_ex(E.sum(1)).L)  # (T, S, 1)
         Qx = Ex - (E @ shared[:, None])[..., 0]
@@ -165,21 +167,18 @@ class ProximalHead:
     def line_search(self, W: Tensor, g: Tensor, D: Tensor) -> Tensor:
         """Longest step along D that lowers G by 1e-4 of what its slope promises (Armijo), or 0.   (T,)"""
         Z, ZD = self.F @ W.mT, self.F @ D.mT  # (T, S, N)
-        offset, along = (W - self.W0).flatten(1), D.flatten(1)
-        slope, cross, square = ((a * along).sum(-1) for a in (g.flatten(1), offset, along))  # (T,)
+        slope, cross, square = (torch.linalg.vecdot(v.flatten(1), D.flatten(1)) for v in (g, W - self.W0, D))  # (T,)
         rounding = 4 * torch.finfo(Z.dtype).eps * (1 + Z.abs().amax((1, 2)))  # of the difference of two losses
 
-        def longest(steps: Tensor) -> Tensor:
-            logits = torch.cat([Z[None], Z + steps[:, None, None, None] * ZD])  # (1 + J, T, S, N), none and every step
-            loss = (logits.logsumexp(-1) - (logits * self.Y).sum(-1)).mean(-1)  # (1 + J, T)
-            change = loss[1:] - loss[0] + self.strength * (steps[:, None] * cross + steps[:, None] ** 2 * square / 2)
-            enough = change <= 1e-4 * steps[:, None] * slope + rounding
-            return torch.where(enough, steps[:, None], 0.0).amax(0)
+        def longest(*steps: float) -> Tensor:
+            t = W.new_tensor([0.0, *steps])[:, None]  # (1 + J, 1)
+            logits = Z + t[..., None, None] * ZD  # (1 + J, T, S, N), at none and every step
+            loss = -(logits.log_softmax(-1) * self.Y).sum((-1, -2)) / self.F.shape[1]  # (1 + J, T)
+            change = loss - loss[0] + self.strength * t * (cross + t * square / 2)
+            return torch.where(change <= 1e-4 * t * slope + rounding, t, 0.0).amax(0)
 
-        j = torch.arange(9, dtype=W.dtype, device=W.device)
-        steps = 0.5 ** (j * (j + 1) / 2)  # (J,) 1, 1/2, 1/8, 1/64, ...: saturated logits may need 1e-8
-        length = longest(steps[:1])  # mostly enough
-        return length if length.all() else longest(steps)
+        length = longest(1.0)  # mostly enough
+        return length if length.all() else longest(*(0.5 ** (j * (j + 1) / 2) for j in range(9)))  # saturated: 1e-8
 
     def minimise(self, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(W*, residual, iterations, converged) as in Solution."""
