@@ -137,6 +137,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(script, command, 
     assert all(np.array_equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 def test_evaluate_repeats_the_runs_result_and_takes_other_shots(command, tmp_path):
     assert command(f"{SMALL} --steps 60 --out first") == 0
     before = (tmp_path / "first" / "result.json").read_text()
@@ -154,6 +155,7 @@ def test_evaluate_repeats_the_runs_result_and_takes_other_shots(command, tmp_pat
     assert more["shots"] == 3 and more["test_accuracy"] != first["test_accuracy"]
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_by_validation_is_tested(command, tmp_path, monkeypatch):
     accuracies = iter([0.9, 0.4, 0.3])
     monkeypatch.setattr(frame.meters, "mean_ci95", lambda values: (next(accuracies, 0.0), 0.0))
