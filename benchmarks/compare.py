@@ -1,4 +1,4 @@
-"""Settings of a script against each other: the same training with each, over seeds, as one table of test accuracies.
+"""Settings of scripts against each other: the same training with each, over seeds, as one table of test accuracies.
 
     python benchmarks/compare.py --name blocks-omniglot --options dataset=omniglot minutes=1 \\
         --variants block=norm-pool block=pool-norm
@@ -7,6 +7,7 @@ Variants take turns, seed by seed, so that a machine that slows down slows them 
 isn't run again: the command goes on where it was stopped.
 """
 
+import itertools
 import json
 import statistics
 import subprocess
@@ -32,31 +33,32 @@ class Options:
     """of the table: OUT/NAME.md and OUT/NAME.json"""
     variants: tuple[str, ...]
     """settings to compare, the first with each other one: option=value or a flag, several with commas between"""
-    script: str = "convex_imaml.py"
+    scripts: tuple[str, ...] = ("convex_imaml.py",)
     options: tuple[str, ...] = ("dataset=omniglot", "minutes=1")
     """what all of them share, option=value"""
     seeds: tuple[int, ...] = (0, 1, 2)
     out: Path = ROOT / "results" / "compare"
 
 
-def train(options: Options, variant: str, seed: int) -> dict:
+def train(options: Options, script: str, variant: str, seed: int) -> dict:
     """result.json of a run of its own, and all its options but seed and folder."""
     given = [*options.options, *variant.split(","), f"seed={seed}"]
     with tempfile.TemporaryDirectory() as folder:
         words = [f"--{word}" for word in given]
-        subprocess.run([sys.executable, str(ROOT / options.script), *words, "--out", f"{folder}/run"], check=True)
+        subprocess.run([sys.executable, str(ROOT / script), *words, "--out", f"{folder}/run"], check=True)
         result, config = (json.loads(Path(folder, "run", f"{name}.json").read_text()) for name in ("result", "config"))
         return result | {"config": {k: v for k, v in config["options"].items() if k not in ("seed", "out")}}
 
 
 def as_table(runs: list[dict], options: Options) -> str:
-    lines = [f"{options.script}, {', '.join(options.options)}; inductive, 95 % CI of a run's test episodes.", ""]
+    lines = [f"{', '.join([*options.scripts, *options.options])}; inductive, 95 % CI of a run's test episodes.", ""]
     seeds = sorted({run["seed"] for run in runs})
     heads = ["setting", *(f"seed {s}" for s in seeds), "mean", "minus the first (each seed)", "steps", "ms a step"]
     lines += ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
-    first = {run["seed"]: run["test_accuracy"] for run in runs if run["variant"] == options.variants[0]}
-    for variant in options.variants:
-        mine = {run["seed"]: run for run in runs if run["variant"] == variant}
+    for script, variant in itertools.product(options.scripts, options.variants):
+        of_script = [run for run in runs if run["algorithm"] == Path(script).stem]
+        first = {run["seed"]: run["test_accuracy"] for run in of_script if run["variant"] == options.variants[0]}
+        mine = {run["seed"]: run for run in of_script if run["variant"] == variant}
         if not mine:
             continue
         shown = [f"{mine[s]['test_accuracy']:.4f} ± {mine[s]['test_ci95']:.4f}" if s in mine else "" for s in seeds]
@@ -64,7 +66,8 @@ def as_table(runs: list[dict], options: Options) -> str:
         against = f"{statistics.mean(less):+.4f} ({', '.join(f'{d:+.4f}' for d in less)})"
         mean = statistics.mean(run["test_accuracy"] for run in mine.values())
         steps, ms = (statistics.median(run[key] for run in mine.values()) for key in ("steps", "step_ms"))
-        cells = [variant, *shown, f"{mean:.4f}", against if variant != options.variants[0] else "", f"{steps:,.0f}"]
+        name = variant if len(options.scripts) == 1 else f"{script} {variant}"
+        cells = [name, *shown, f"{mean:.4f}", against if variant != options.variants[0] else "", f"{steps:,.0f}"]
         lines.append("| " + " | ".join([*cells, f"{ms:.0f}"]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -73,21 +76,21 @@ def main() -> None:
     options = tyro.cli(Options)
     saved = options.out / f"{options.name}.json"
     machine = {"processor": meters.hardware(torch.device("cpu"))["processor"], "torch": torch.__version__}
-    same = {"script": options.script, "options": list(options.options), **machine}
+    same = {"script": " ".join(options.scripts), "options": list(options.options), **machine}
     before = json.loads(saved.read_text()) if saved.exists() else {**same, "runs": []}
     if {key: before[key] for key in same} != same:
         there = {key: before[key] for key in same}
         raise SystemExit(f"{saved} is of {there}, expected {same}; give another --name")
     runs = before["runs"]
-    for seed in options.seeds:
-        for variant in options.variants:
-            if any(run["variant"] == variant and run["seed"] == seed for run in runs):
-                continue
-            run = {"variant": variant, **train(options, variant, seed)}
-            if any(r["variant"] == variant and r.get("config", run["config"]) != run["config"] for r in runs):
-                raise SystemExit(f"{saved}: {variant} has come to mean other settings; give another --name")
-            runs.append(run)
-            save(options.out, options.name, before, as_table(runs, options))
+    for seed, script, variant in itertools.product(options.seeds, options.scripts, options.variants):
+        alike = [run for run in runs if (run["algorithm"], run["variant"]) == (Path(script).stem, variant)]
+        if any(run["seed"] == seed for run in alike):
+            continue
+        run = {"variant": variant, **train(options, script, variant, seed)}
+        if any(other.get("config", run["config"]) != run["config"] for other in alike):
+            raise SystemExit(f"{saved}: {variant} has come to mean other settings; give another --name")
+        runs.append(run)
+        save(options.out, options.name, before, as_table(runs, options))
     print(as_table(runs, options))
 
 

@@ -1,5 +1,6 @@
 """What the benchmarks claim of memory and of equal work."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -148,13 +149,17 @@ def test_settings_are_compared_over_seeds_and_a_stopped_comparison_goes_on(data_
     benchmark = [sys.executable, str(ROOT / "benchmarks" / "compare.py"), "--name", "widths", "--out", str(tmp_path)]
     shared = f"dataset=toy data-dir={data_dir} steps=2 tasks=2 val-episodes=2 test-episodes=4 flip".split()
     variants = ["width=4", "width=8,block=norm-pool"]
+    scripts = ["convex_imaml.py", "convex_maml.py"]
     for seeds in ["0"], ["0", "1"]:
-        what = ["--options", *shared, "--variants", *variants, "--seeds", *seeds]
+        what = ["--scripts", *scripts, "--options", *shared, "--variants", *variants, "--seeds", *seeds]
         done = subprocess.run([*benchmark, *what], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
     runs = json.loads((tmp_path / "widths.json").read_text())["runs"]
-    assert [(run["variant"], run["seed"]) for run in runs] == [(v, s) for s in (0, 1) for v in variants]
+    expected = itertools.product((0, 1), scripts, variants)
+    assert [(run["seed"], run["algorithm"] + ".py", run["variant"]) for run in runs] == list(expected)
     assert [(run["width"], run["block"]) for run in runs[:2]] == [(4, "pool-norm"), (8, "norm-pool")]
-    row = (tmp_path / "widths.md").read_text().strip().splitlines()[-1]
-    gain = sum(r["test_accuracy"] * (1 if r["width"] == 8 else -1) for r in runs) / 2
-    assert row.startswith("| width=8,block=norm-pool |") and f"| {gain:+.4f} (" in row
+    rows = (tmp_path / "widths.md").read_text().strip().splitlines()[-4:]
+    for script, row in zip(scripts, rows[1::2]):
+        own = [run for run in runs if run["algorithm"] + ".py" == script]
+        gain = sum(run["test_accuracy"] * (1 if run["width"] == 8 else -1) for run in own) / 2
+        assert row.startswith(f"| {script} width=8,block=norm-pool |") and f"| {gain:+.4f} (" in row
