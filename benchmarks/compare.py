@@ -34,6 +34,7 @@ class Options:
     variants: tuple[str, ...]
     """settings to compare, the first with each other one: option=value or a flag, several with commas between"""
     scripts: tuple[str, ...] = ("convex_imaml.py",)
+    """each with every setting, compared with its own first"""
     options: tuple[str, ...] = ("dataset=omniglot", "minutes=1")
     """what all of them share, option=value"""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -144,23 +144,38 @@ def test_operations_of_a_meta_step_are_counted():
     assert 1 <= run.operations("cavia", "miniimagenet", {}) < 1.02
 
 
+def test_each_script_of_a_comparison_is_measured_against_its_own_first_setting(tmp_path, monkeypatch):
+    accuracies = {"maml.py": (0.5, 0.75), "cavia.py": (0.25, 0.125)}
+
+    def train(options, script, variant, seed):
+        accuracy = accuracies[script][options.variants.index(variant)] + seed / 8
+        result = {"algorithm": script.removesuffix(".py"), "seed": seed, "steps": 1, "step_ms": 1.0, "config": {}}
+        return result | {"test_accuracy": accuracy, "test_ci95": 0.0}
+
+    monkeypatch.setattr(compare, "train", train)
+    words = "--name scripts --scripts maml.py cavia.py --variants width=4 width=8 --seeds 0 1 --out".split()
+    monkeypatch.setattr(sys, "argv", ["compare.py", *words, str(tmp_path)])
+    compare.main()
+    runs = json.loads((tmp_path / "scripts.json").read_text())["runs"]
+    order = [(run["seed"], run["algorithm"] + ".py", run["variant"]) for run in runs]
+    assert order == list(itertools.product((0, 1), accuracies, ("width=4", "width=8")))
+    rows = (tmp_path / "scripts.md").read_text().strip().splitlines()[-4:]
+    assert rows[1].startswith("| maml.py width=8 |") and "| 0.8125 | +0.2500 (+0.2500, +0.2500) |" in rows[1]
+    assert rows[3].startswith("| cavia.py width=8 |") and "| 0.1875 | -0.1250 (-0.1250, -0.1250) |" in rows[3]
+
+
 @pytest.mark.slow
 def test_settings_are_compared_over_seeds_and_a_stopped_comparison_goes_on(data_dir, tmp_path):
     benchmark = [sys.executable, str(ROOT / "benchmarks" / "compare.py"), "--name", "widths", "--out", str(tmp_path)]
     shared = f"dataset=toy data-dir={data_dir} steps=2 tasks=2 val-episodes=2 test-episodes=4 flip".split()
     variants = ["width=4", "width=8,block=norm-pool"]
-    scripts = ["convex_imaml.py", "convex_maml.py"]
-    for some in variants[:1], variants:
-        what = ["--scripts", *scripts, "--options", *shared, "--variants", *some, "--seeds", "0"]
+    for seeds in ["0"], ["0", "1"]:
+        what = ["--options", *shared, "--variants", *variants, "--seeds", *seeds]
         done = subprocess.run([*benchmark, *what], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
     runs = json.loads((tmp_path / "widths.json").read_text())["runs"]
-    assert [(run["variant"], run["algorithm"] + ".py") for run in runs] == list(itertools.product(variants, scripts))
-    assert [(run["width"], run["block"]) for run in runs[1:3]] == [(4, "pool-norm"), (8, "norm-pool")]
-    runs += [run | {"seed": 1, "test_accuracy": run["test_accuracy"] * run["width"] / 9} for run in runs]
-    options = compare.Options("widths", tuple(variants), tuple(scripts), tuple(shared))
-    rows = compare.as_table(runs, options).strip().splitlines()[-4:]
-    for script, row in zip(scripts, rows[1::2]):
-        own = [run for run in runs if run["algorithm"] + ".py" == script]
-        gain = sum(run["test_accuracy"] * (1 if run["width"] == 8 else -1) for run in own) / 2
-        assert row.startswith(f"| {script} width=8,block=norm-pool |") and f"| {gain:+.4f} (" in row
+    assert [(run["variant"], run["seed"]) for run in runs] == [(v, s) for s in (0, 1) for v in variants]
+    assert [(run["width"], run["block"]) for run in runs[:2]] == [(4, "pool-norm"), (8, "norm-pool")]
+    row = (tmp_path / "widths.md").read_text().strip().splitlines()[-1]
+    gain = sum(r["test_accuracy"] * (1 if r["width"] == 8 else -1) for r in runs) / 2
+    assert row.startswith("| width=8,block=norm-pool |") and f"| {gain:+.4f} (" in row
