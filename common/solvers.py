@@ -178,7 +178,8 @@ class ProximalHead:
             return torch.where(change <= 1e-4 * t * slope + rounding, t, 0.0).amax(0)
 
         length = longest(1.0)  # mostly enough
-        return length if length.all() else longest(*(0.5 ** (j * (j + 1) / 2) for j in range(9)))  # saturated: 1e-8
+        shorter = [0.5 ** (j * (j + 1) / 2) for j in range(9)]  # 1, 1/2, 1/8, 1/64, ...: saturated logits may need 1e-8
+        return length if length.all() else longest(*shorter)
 
     def minimise(self, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(W*, residual, iterations, converged) as in Solution."""
