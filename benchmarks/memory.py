@@ -47,8 +47,6 @@ class Options:
     width: int = 64
     meta_steps: int = 3
     """measured; the first of them is left out of the time"""
-    processes: int = 3
-    """for each cell, of which the lowest peak counts: on a CPU it differs by some 2 % from one to the next"""
     device: str = "cpu"
     out: Path | None = None
     """folder for memory-DATASET.md, .json and .png, or memory-tasks-DATASET.md and so on"""
@@ -115,13 +113,10 @@ def main() -> None:
     wanted = [(name, k, t) for name in options.algorithms for k in options.inner_steps for t in options.tasks]
     for name, steps, tasks in tqdm(wanted):
         worker = [sys.executable, __file__, *arguments, "--cell", name, str(steps), str(tasks)]
-        measured = []
-        for _ in range(options.processes):
-            done = subprocess.run(worker, capture_output=True, text=True, env=os.environ | RETURNED)
-            if done.returncode:
-                raise SystemExit(done.stderr)
-            measured.append(json.loads(done.stdout.splitlines()[-1]))
-        cells.append(min(measured, key=lambda cell: cell["peak_mib"]))
+        done = subprocess.run(worker, capture_output=True, text=True, env=os.environ | RETURNED)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        cells.append(json.loads(done.stdout.splitlines()[-1]))
     table = as_table(cells, options)
     print(table)
     if options.out:

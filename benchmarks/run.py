@@ -8,8 +8,11 @@ Every piece of work runs in a process of its own (worker.py). Those that are com
 other, each round beginning with another; the first rounds are left out. A ratio is of two times of the same round; its
 median and quartiles over the rounds are shown. A peer's time counts only if its meta-gradient on the same weights and
 episode is ours, in float64, or if its heads get to the same gradient norm.
+
+A command that was stopped goes on, given again, behind the last part of the table that it had come to.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -22,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,10 +87,11 @@ class Options:
     """folder for table.md and table.json"""
 
     def __post_init__(self):
-        if self.turns < 2 or not set(self.measures) <= set(MEASURES):
+        known = [*MEASURES, "meta_step"]
+        if self.turns < 2 or not set(self.measures) <= set(known):
             raise UsageError(
                 f"--turns {self.turns}, --measures {' '.join(self.measures)}: expected 2 turns or more, and measures "
-                f"of {', '.join(MEASURES)}"
+                f"of {', '.join(known)}"
             )
 
 
@@ -120,18 +124,18 @@ class Worker:
     def turn(self) -> None:
         if self.error is None:
             time.sleep(0.02)  # the threads of the turn before wait for more work for some milliseconds, at full speed
-            try:
+            with contextlib.suppress(BrokenPipeError):  # and so there is no answer
                 self.process.stdin.write("\n")
                 self.process.stdin.flush()
-            except BrokenPipeError:
-                pass  # and so there is no answer
             self.seconds.append(self._answer(LIMIT))
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.log):
-            stream.close()
+        with contextlib.suppress(BrokenPipeError):  # what a killed process didn't read
+            self.process.stdin.close()
+        self.process.stdout.close()
+        self.log.close()
 
 
 def side_by_side(specs: dict, options: Options) -> dict:
@@ -208,15 +212,16 @@ def operations(algorithm: str, dataset: str, config: dict) -> float:
     return (3 * (S + Q) * (1 - last) + (3 * Q + 6 * 2 * S) * last) / plain
 
 
-def meta_steps(options: Options) -> Iterator[dict]:
+def meta_steps(options: Options) -> Iterator[tuple]:
+    """Arguments of beside_plain, a part of the table each."""
     if options.quick:  # one start of each process, all in turns
-        yield from beside_plain("omniglot", 4, [name for name in OURS if name != "maml, first order"], {}, options)
+        yield "omniglot", 4, [name for name in OURS if name != "maml, first order"], {}, options
         return
     few = dataclasses.replace(options, turns=min(options.turns, 4), warmup=2)
     for tasks, dataset, name in itertools.product(options.tasks, WIDTHS, OURS):
-        yield from beside_plain(dataset, tasks, [name], {}, options if tasks == 4 else few)
+        yield dataset, tasks, [name], {}, options if tasks == 4 else few
     for variant, dataset, name in itertools.product(variants() if options.variants else [], WIDTHS, OURS):
-        yield from beside_plain(dataset, 4, [name], variant, few)
+        yield dataset, 4, [name], variant, few
 
 
 def variants() -> list[dict]:
@@ -379,7 +384,7 @@ def memory(options: Options) -> list[dict]:
     most = 20 if options.quick else 50
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--dataset", "glyphs", "--inner-steps", "1", str(most), "--out", folder]
-        arguments += ["--processes", "1", "--algorithms", "maml", "convex_imaml"] if options.quick else []
+        arguments += ["--algorithms", "maml", "convex_imaml"] if options.quick else []
         benchmark = [sys.executable, str(Path(__file__).with_name("memory.py")), *arguments]
         subprocess.run(benchmark, check=True, stdout=subprocess.DEVNULL)
         cells = json.loads((Path(folder) / "memory-glyphs.json").read_text())["cells"]
@@ -391,7 +396,29 @@ def memory(options: Options) -> list[dict]:
     ]
 
 
-MEASURES = {"meta_step": meta_steps, "backbone": backbones, "head": heads, "episodes": episodes, "memory": memory}
+MEASURES = {"backbone": backbones, "head": heads, "episodes": episodes, "memory": memory}
+
+
+def parts(options: Options) -> dict[str, Callable[[], Iterable[dict]]]:
+    """What the table is made of, in order: a name, and what measures its rows."""
+    made = {}
+    for measure in options.measures:
+        if measure == "meta_step":
+            for dataset, tasks, algorithms, variant, how in meta_steps(options):
+                name = " ".join((measure, dataset, f"{tasks} tasks", *algorithms, *variant.values()))
+                made[name] = functools.partial(beside_plain, dataset, tasks, algorithms, variant, how)
+        else:
+            made[measure] = functools.partial(MEASURES[measure], options)
+    return made
+
+
+def begun(table: Path, about: dict, wanted: Iterable[str]) -> tuple[list[dict], list[str], float]:
+    """Rows, parts and minutes of a table that was stopped; none of one that is whole or about something else."""
+    before = json.loads(table.read_text()) if table.exists() else {}
+    whole = set(wanted) <= set(before.get("parts", wanted))
+    if whole or {key: before.get(key) for key in about} != about:
+        return [], [], 0.0
+    return before["rows"], before["parts"], before["minutes"]
 
 
 def as_table(rows: list[dict]) -> str:
@@ -409,14 +436,18 @@ def main() -> None:
     options, started = tyro.cli(Options), time.perf_counter()
     if options.quick:
         options = dataclasses.replace(options, turns=min(options.turns, 6), warmup=min(options.warmup, 3))
-    rows = []
-    for made in itertools.chain.from_iterable(MEASURES[name](options) for name in tqdm(options.measures)):
-        rows.append(made)
-        minutes = (time.perf_counter() - started) / 60
+    about = {"quick": options.quick, "turns": options.turns, "warmup": options.warmup}
+    about |= {"command": ["benchmarks/run.py", *sys.argv[1:]], "torch": torch.__version__}
+    about |= meters.hardware(torch.device("cpu"))
+    wanted = parts(options)
+    rows, done, spent = begun(options.out / "table.json", about, wanted)
+    for name in tqdm([name for name in wanted if name not in done]):
+        rows += wanted[name]()
+        done.append(name)
+        minutes = spent + (time.perf_counter() - started) / 60
         what = f"{'--quick, ' if options.quick else ''}{options.turns} turns, {minutes:.1f} minutes: "
         what += ", ".join(dict.fromkeys(row["measure"] for row in rows))
-        about = {"quick": options.quick, "turns": options.turns, "warmup": options.warmup, "minutes": minutes}
-        content = about | {"command": ["benchmarks/run.py", *sys.argv[1:]], "rows": rows}
+        content = about | {"minutes": minutes, "parts": done, "rows": rows}
         save(options.out, "table", content, f"{what}\n\n{as_table(rows)}")
     print((options.out / "table.md").read_text())
 

@@ -20,7 +20,7 @@ from common.options import ROOT
 def test_memory_grows_with_mamls_inner_steps_and_stays_flat_for_the_implicit_methods(data_dir, tmp_path):
     benchmark = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--data-dir", str(data_dir)]
     options = "--dataset toy --algorithms maml imaml convex_imaml --inner-steps 1 20".split()
-    options += "--processes 3 --tasks 2 --meta-steps 2".split()
+    options += "--tasks 2 --meta-steps 2".split()
     done = subprocess.run([*benchmark, *options, "--out", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     cells = json.loads((tmp_path / "memory-toy.json").read_text())["cells"]
@@ -43,7 +43,7 @@ def test_memory_over_tasks_and_over_steps_is_read_from_the_process(data_dir, tmp
         )
         assert done.returncode == 0, done.stderr[-2000:]
 
-    run("memory", "--over tasks --algorithms convex_imaml --tasks 1 64 --processes 1 --meta-steps 2")
+    run("memory", "--over tasks --algorithms convex_imaml --tasks 1 64 --meta-steps 2")
     one, many = json.loads((tmp_path / "memory-tasks-toy.json").read_text())["cells"]
     assert (one["tasks"], many["tasks"]) == (1, 64) and many["peak_mib"] > one["peak_mib"] + 100
     run("steady", "--algorithms convex_maml maml --steps 80 --width 8")
@@ -108,6 +108,49 @@ def test_the_table_beside_peers_holds_what_was_measured_in_turns(tmp_path):
     assert 0 < ours <= 1.2e-5 and 0 < theirs <= 1.2e-5
     assert {row["unit"] for row in table["rows"]} == {"ms", "episodes/s", "MiB"}
     assert (tmp_path / "table.md").read_text().count("| head |") == 2
+
+
+def test_a_table_that_was_stopped_goes_on_and_a_whole_one_is_made_anew(tmp_path, monkeypatch):
+    asked, stops = [], [True]
+
+    def measured(name):
+        def rows(options):
+            asked.append(name)
+            if name == "memory" and stops.pop():
+                raise KeyboardInterrupt
+            return [run.single(name, "maml", f"{options.turns} turns", 1.0, 2.0, "itself", "ms")]
+
+        return rows
+
+    monkeypatch.setattr(run, "MEASURES", {name: measured(name) for name in ("head", "memory")})
+    words = ["run.py", "--measures", "head", "memory", "--out", str(tmp_path)]
+
+    def command(*further):
+        monkeypatch.setattr(sys, "argv", [*words, *further])
+        run.main()
+        return [row["measure"] for row in json.loads((tmp_path / "table.json").read_text())["rows"]]
+
+    with pytest.raises(KeyboardInterrupt):
+        command()
+    stops += [False] * 3
+    assert command() == ["head", "memory"] and asked == ["head", "memory", "memory"]
+    assert command() == ["head", "memory"] and asked[3:] == ["head", "memory"]
+    stops[:] = [False, True]
+    with pytest.raises(KeyboardInterrupt):
+        command()
+    assert command("--turns", "3") == ["head", "memory"] and asked[-2:] == ["head", "memory"]
+
+
+def test_a_worker_that_was_killed_is_an_error_and_not_an_exception():
+    """As where memory ran out, between two turns."""
+    spec = {"work": "our_heads", "ways": 2, "shots": 1, "features": 4, "tasks": 2, "least": 0.01}
+    worker_ = run.Worker(spec)
+    worker_.turn()
+    worker_.process.kill()
+    worker_.process.wait()
+    worker_.turn()
+    worker_.close()
+    assert worker_.seconds[0] > 0 and "ended with status -9" in worker_.error
 
 
 def test_a_peer_counts_only_with_our_meta_gradient():
