@@ -41,10 +41,14 @@ def training(name: str, dataset: str, **options) -> tuple[Callable[[], dict[str,
     return step, run.device
 
 
+def machine(device: str = "cpu") -> dict[str, object]:
+    """What a figure depends on beside the code."""
+    return {"torch": torch.__version__, **meters.hardware(torch.device(device))}
+
+
 def save(out: Path, name: str, content: dict, table: str, device: str = "cpu") -> None:
     """Write OUT/NAME.json, of `content` and the machine, and OUT/NAME.md, the table below a line on the machine."""
     out.mkdir(parents=True, exist_ok=True)
-    machine = {"torch": torch.__version__, **meters.hardware(torch.device(device))}
-    (out / f"{name}.json").write_text(json.dumps(machine | content, indent=1))
-    described = ", ".join(f"{key}: {value}" for key, value in machine.items())
+    (out / f"{name}.json").write_text(json.dumps(machine(device) | content, indent=1))
+    described = ", ".join(f"{key}: {value}" for key, value in machine(device).items())
     (out / f"{name}.md").write_text(f"{described}\n\n{table.rstrip()}\n")

@@ -177,9 +177,10 @@ class ProximalHead:
             change = loss - loss[0] + self.strength * t * (cross + t * square / 2)
             return torch.where(change <= 1e-4 * t * slope + rounding, t, 0.0).amax(0)
 
-        length = longest(1.0)  # mostly enough
-        shorter = [0.5 ** (j * (j + 1) / 2) for j in range(9)]  # 1, 1/2, 1/8, 1/64, ...: saturated logits may need 1e-8
-        return length if length.all() else longest(*shorter)
+        length = longest(1.0)
+        if length.all():  # mostly
+            return length
+        return longest(*(0.5 ** (j * (j + 1) / 2) for j in range(9)))  # 1, 1/2, 1/8, ...: saturated logits need 1e-8
 
     def minimise(self, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(W*, residual, iterations, converged) as in Solution."""
