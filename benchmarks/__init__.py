@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common import meters
+from common.options import ROOT
 from common.run import Run, outer_optimizer
 
 SCRIPTS = ("convex_imaml", "convex_maml", "maml", "imaml", "reptile", "cavia")
@@ -47,8 +48,9 @@ def machine(device: str = "cpu") -> dict[str, object]:
 
 
 def save(out: Path, name: str, content: dict, table: str, device: str = "cpu") -> None:
-    """Write OUT/NAME.json, of `content` and the machine, and OUT/NAME.md, the table below a line on the machine."""
+    """Write OUT/NAME.json, of `content`, commit and machine, and OUT/NAME.md, the table below a line on both."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(machine(device) | content, indent=1))
-    described = ", ".join(f"{key}: {value}" for key, value in machine(device).items())
+    about = {"commit": meters.commit(ROOT), **machine(device)}
+    (out / f"{name}.json").write_text(json.dumps(about | content, indent=1))
+    described = ", ".join(f"{key}: {value}" for key, value in about.items())
     (out / f"{name}.md").write_text(f"{described}\n\n{table.rstrip()}\n")

@@ -16,14 +16,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import save  # noqa: E402
-from common import meters  # noqa: E402
+from benchmarks import machine, save  # noqa: E402
 from common.run import command  # noqa: E402
 
 
@@ -42,13 +40,14 @@ class Options:
 
 
 def train(options: Options, script: str, variant: str, seed: int) -> dict:
-    """result.json of a run of its own, and all its options but seed and folder."""
+    """result.json of a run of its own, its commit, and all its options but seed and folder."""
     given = [*options.options, *variant.split(","), f"seed={seed}"]
     with tempfile.TemporaryDirectory() as folder:
         words = [f"--{word}" for word in given]
         subprocess.run([sys.executable, str(ROOT / script), *words, "--out", f"{folder}/run"], check=True)
         result, config = (json.loads(Path(folder, "run", f"{name}.json").read_text()) for name in ("result", "config"))
-        return result | {"config": {k: v for k, v in config["options"].items() if k not in ("seed", "out")}}
+        of_all_seeds = {k: v for k, v in config["options"].items() if k not in ("seed", "out")}
+        return result | {"commit": config["commit"], "config": of_all_seeds}
 
 
 def as_table(runs: list[dict], options: Options) -> str:
@@ -76,12 +75,11 @@ def as_table(runs: list[dict], options: Options) -> str:
 def main() -> None:
     options = tyro.cli(Options)
     saved = options.out / f"{options.name}.json"
-    machine = {"processor": meters.hardware(torch.device("cpu"))["processor"], "torch": torch.__version__}
-    same = {"script": " ".join(options.scripts), "options": list(options.options), **machine}
+    same = {"script": " ".join(options.scripts), "options": list(options.options), **machine()}
     before = json.loads(saved.read_text()) if saved.exists() else {**same, "runs": []}
-    if {key: before[key] for key in same} != same:
-        there = {key: before[key] for key in same}
-        raise SystemExit(f"{saved} is of {there}, expected {same}; give another --name")
+    for key, expected in same.items():
+        if before.get(key, expected) != expected:
+            raise SystemExit(f"{saved} is of {key} {before[key]}, expected {expected}; give another --name")
     runs = before["runs"]
     for seed, script, variant in itertools.product(options.seeds, options.scripts, options.variants):
         alike = [run for run in runs if (run["algorithm"], run["variant"]) == (Path(script).stem, variant)]

@@ -1,9 +1,9 @@
 """How the time of newton_head, solve and implicit gradient, grows with tasks, ways, shots and features.
 
 One of them grows at a time from a middle setting; the exponent is the slope of log time against log size over the
-larger half of the sizes. Expected is what the operation count says for large sizes, by the solver that
-`method="auto"` picks there: conjugate gradient's products W f_s are T N S d = T N^2 K d a step, and factorisations in
-sample space, where S = N K <= LARGEST_FACTOR, N blocks of S^3.
+larger half of the sizes, of the whole time and of the time a Newton step. Expected for the latter is what the operation
+count says for large sizes, by the solver that `method="auto"` picks there: conjugate gradient's products W f_s are
+T N S d = T N^2 K d a step, and factorisations in sample space, where S = N K <= LARGEST_FACTOR, N blocks of S^3.
 
     python benchmarks/heads.py --out results/benchmarks
 """
@@ -25,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from worker import a_head_problem  # noqa: E402
 
 from benchmarks import save  # noqa: E402
+from common.episodes import UsageError  # noqa: E402
 from common.run import command, keep_memory  # noqa: E402
 from common.solvers import newton_head  # noqa: E402
 
@@ -46,6 +47,10 @@ class Options:
     """largest size of any kind"""
     out: Path | None = None
     """folder for heads.json, .md and .png"""
+
+    def __post_init__(self):
+        if self.most < 64 or self.repeats < 1:
+            raise UsageError(f"--most {self.most}, --repeats {self.repeats}: expected 64 or more, and 1 or more")
 
 
 def seconds_of(setting: dict) -> tuple[float, float]:
@@ -99,11 +104,13 @@ def main() -> None:
         ms = [1e3 * statistics.median(seconds for seconds, _ in measured[size][1:]) for size in sizes]
         steps = [measured[size][0][1] for size in sizes]
         row = {"grows": name, "sizes": sizes, "ms": ms, "newton_steps": steps, "expected": EXPECTED[name]}
-        rows.append(row | {"exponent": exponent(sizes, ms)})
-    lines = ["| grows | ms (Newton steps) at each size | exponent | expected |", "| --- | --- | --- | --- |"]
+        a_step = [t / n for t, n in zip(ms, steps)]
+        rows.append(row | {"exponent": exponent(sizes, ms), "exponent_of_a_step": exponent(sizes, a_step)})
+    lines = ["| grows | ms (Newton steps) at each size | exponent | of a Newton step | expected |", "| --- " * 5 + "|"]
     for row in rows:
         cells = ", ".join(f"{s}: {t:.1f} ({n:.0f})" for s, t, n in zip(row["sizes"], row["ms"], row["newton_steps"]))
-        lines.append(f"| {row['grows']} | {cells} | {row['exponent']:.2f} | {row['expected']} |")
+        shown = [row["grows"], cells, *(f"{row[key]:.2f}" for key in ("exponent", "exponent_of_a_step"))]
+        lines.append(f"| {' | '.join(shown)} | {row['expected']} |")
     table = "\n".join(lines) + "\n"
     print(table)
     if options.out:

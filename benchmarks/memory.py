@@ -65,8 +65,8 @@ class Options:
 
 
 def settings(name: str, steps: int) -> dict:
-    """The same network for all, and so many inner steps: Convex iMAML's solver takes them for want of a tolerance, and
-    then, as it hasn't converged, again in float64."""
+    """The same network for all, and so many inner steps: Convex iMAML's solver, for want of a tolerance, takes them, or
+    as many as there are until rounding lets it move no further, and then, as it hasn't converged, again in float64."""
     own = {"newton_steps": steps, "tolerance": 0.0} if name == "convex_imaml" else {"inner_steps": steps}
     return {"block": "norm-pool", "precision": "float32", **own}
 

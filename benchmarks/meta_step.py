@@ -28,6 +28,7 @@ from convex_imaml import SETTINGS, Config, Model, adapt, meta_step  # noqa: E402
 @dataclass
 class Options:
     dataset: str = "glyphs"
+    data_dir: Path = ROOT / "data"
     ways: int = 5
     shots: int = 1
     queries: int = 15
@@ -48,7 +49,7 @@ def main() -> None:
         keep_memory()
     settings = SETTINGS.get(options.dataset, SETTINGS["other"])
     config = Config(**{**settings, "dataset": options.dataset, "width": options.width, "first_width": 0})
-    path = ROOT / "data" / options.dataset / "train.h5"
+    path = options.data_dir / options.dataset / "train.h5"
 
     loader = EpisodeLoader(path, options.ways, options.shots, options.queries, options.tasks, device)
     model = Model(loader.image_shape, config, device)

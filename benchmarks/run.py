@@ -9,7 +9,7 @@ other, each round beginning with another; the first rounds are left out. A ratio
 median and quartiles over the rounds are shown. A peer's time counts only if its meta-gradient on the same weights and
 episode is ours, in float64, or if its heads get to the same gradient norm.
 
-A command that was stopped goes on, given again, behind the last part of the table that it had come to.
+A command that was stopped goes on, given again at the same commit, behind the last part of the table that was done.
 """
 
 import contextlib
@@ -73,14 +73,14 @@ LIMIT = 60  # seconds that a turn may take
 @dataclass
 class Options:
     quick: bool = False
-    """without peers, other blocks and bfloat16; meta-steps on Omniglot with 4 tasks alone"""
+    """without peers and other blocks; at most 6 rounds; meta-steps in float32 on Omniglot with 4 tasks alone"""
     measures: tuple[str, ...] = ("backbone", "episodes", "head", "memory", "meta_step")
     tasks: tuple[int, ...] = (4, 16)
     """of the meta-steps"""
     variants: bool = True
     """meta-steps of ours in other blocks and bfloat16 too, with 4 tasks"""
     turns: int = 10
-    """rounds that count"""
+    """rounds that count, at most: 4 of meta-steps with other than 4 tasks or of variants, 6 of heads"""
     warmup: int = 3
     """rounds before those"""
     out: Path = ROOT / "results" / "benchmarks"
@@ -165,7 +165,7 @@ def row(measure: str, algorithm: str, setting: str, ours: Worker, theirs: Worker
         made["unit"] = "episodes/s"
     values = [drawn / statistics.median(w.seconds) if drawn else 1e3 * statistics.median(w.seconds)
               for w in (ours, theirs) if not w.error]  # fmt: skip
-    made["ours"] = values[0]
+    made |= {"ours": values[0], "turns": len(ours.seconds)}
     made |= {"theirs": None, "ratio": None, "ratio_low": None, "ratio_high": None, "note": theirs.error or note}
     if not theirs.error:
         low, median, high = statistics.quantiles([t / o for o, t in zip(ours.seconds, theirs.seconds)], n=4)
@@ -184,7 +184,7 @@ def single(
     """A row of what was measured once, so that its spread isn't known."""
     made = {"measure": measure, "algorithm": algorithm, "setting": setting, "ours": ours, "theirs": theirs}
     made |= {"against": against, "unit": unit, "ratio": theirs / ours, "ratio_low": None, "ratio_high": None}
-    return made | {"note": note}
+    return made | {"turns": 1, "note": note}
 
 
 def operations(algorithm: str, dataset: str, config: dict) -> float:
@@ -234,9 +234,9 @@ def variants() -> list[dict]:
 
 @functools.cache
 def fastest_plain(dataset: str, tasks: int, block: str, precision: str) -> dict:
-    """The spec of one forward and backward of the same images, at the best of layouts and batches."""
+    """The spec of one forward and backward of the same images, at the best of layouts and batches, all at once too."""
     base = {"work": "plain", "dataset": dataset, "width": WIDTHS[dataset], "tasks": tasks, "block": block}
-    ways = [{"chunk": 16}, {"chunk": 80}, {"chunk": 320}, {"chunk": 320, "channels_last": False}]
+    ways = [{"chunk": chunk} for chunk in sorted({16, 80, 320, 80 * tasks})] + [{"chunk": 320, "channels_last": False}]
     specs = {i: base | {"precision": precision, "channels_last": True} | way for i, way in enumerate(ways)}
     workers = side_by_side(specs, Options(turns=7, warmup=2))
     return specs[min(workers, key=lambda i: statistics.median(workers[i].seconds or [math.inf]))]
@@ -259,7 +259,8 @@ def beside_plain(dataset: str, tasks: int, algorithms: list[str], variant: dict,
         elif not options.quick:
             for name, function in PEERS.get(algorithm, {}).items():
                 specs[algorithm, name] = {"work": "peer", "peer": function, **told}
-                if algorithm != "convex_maml" or tasks == 4:  # three of them don't fit into 24 GiB
+                # of ANIL on large images three don't fit into 24 GiB
+                if algorithm != "convex_maml" or dataset == "omniglot" or tasks <= 4:
                     specs[algorithm, f"{name}, our allocator setting"] = specs[algorithm, name] | {"keep_memory": True}
     workers = side_by_side({key: base | spec for key, spec in specs.items()}, options)
     plain = workers.pop(("", "plain"))
@@ -336,10 +337,10 @@ def heads(options: Options) -> Iterator[dict]:
             worker.seconds = [tasks / some * s for s in worker.seconds]
             made = row("head", "newton_head", setting, us, worker, name)
             if not worker.error:
-                reached = worker.info["reached"]
-                note = f"relative gradient norms {us.info['reached']:.1e}, {reached:.1e}"
+                reached = us.info["reached"], worker.info["reached"]
+                note = "relative gradient norms {:.1e}, {:.1e}".format(*reached)
                 note += f"; {tasks // some} times the time of {some}" if tasks > some else ""
-                made = made | {"note": note} if reached < 1.2e-5 else uncounted(made, f"not as far: {note}")
+                made = made | {"note": note} if max(reached) < 1.2e-5 else uncounted(made, f"not as far: {note}")
             yield made
 
 
@@ -373,6 +374,8 @@ def episodes(options: Options) -> list[dict]:
         ("mib", "MiB", "glyphs, host memory taken until the first 16 episodes"),
     ):
         for name in ("plain indexing", "torch DataLoader"):  # the others import their library in between
+            if workers[name].error:
+                continue
             values = us.info[key], workers[name].info[key]
             rows.append(single("episodes", "EpisodeLoader", setting, *values, name, unit, "one process each"))
     return rows
@@ -412,13 +415,14 @@ def parts(options: Options) -> dict[str, Callable[[], Iterable[dict]]]:
     return made
 
 
-def begun(table: Path, about: dict, wanted: Iterable[str]) -> tuple[list[dict], list[str], float]:
-    """Rows, parts and minutes of a table that was stopped; none of one that is whole or about something else."""
+def begun(table: Path, about: dict, wanted: Iterable[str]) -> tuple[list[dict], dict[str, float]]:
+    """Rows, and parts with their minutes, of a table that was stopped; none of one that is whole or about something
+    else."""
     before = json.loads(table.read_text()) if table.exists() else {}
     whole = set(wanted) <= set(before.get("parts", wanted))
     if whole or {key: before.get(key) for key in about} != about:
-        return [], [], 0.0
-    return before["rows"], before["parts"], before["minutes"]
+        return [], {}
+    return before["rows"], before["parts"]
 
 
 def as_table(rows: list[dict]) -> str:
@@ -433,18 +437,19 @@ def as_table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    options, started = tyro.cli(Options), time.perf_counter()
+    options = tyro.cli(Options)
     if options.quick:
         options = dataclasses.replace(options, turns=min(options.turns, 6), warmup=min(options.warmup, 3))
     about = {"quick": options.quick, "turns": options.turns, "warmup": options.warmup}
-    about |= {"command": ["benchmarks/run.py", *sys.argv[1:]], **machine()}
+    about |= {"command": ["benchmarks/run.py", *sys.argv[1:]], "commit": meters.commit(ROOT), **machine()}
     wanted = parts(options)
-    rows, done, spent = begun(options.out / "table.json", about, wanted)
+    rows, done = begun(options.out / "table.json", about, wanted)
     for name in tqdm([name for name in wanted if name not in done]):
+        start = time.perf_counter()
         rows += wanted[name]()
-        done.append(name)
-        minutes = spent + (time.perf_counter() - started) / 60
-        what = f"{'--quick, ' if options.quick else ''}{options.turns} turns, {minutes:.1f} minutes: "
+        done[name] = (time.perf_counter() - start) / 60
+        minutes = sum(done.values())
+        what = f"{'--quick, ' if options.quick else ''}at most {options.turns} rounds, {minutes:.1f} minutes: "
         what += ", ".join(dict.fromkeys(row["measure"] for row in rows))
         content = about | {"minutes": minutes, "parts": done, "rows": rows}
         save(options.out, "table", content, f"{what}\n\n{as_table(rows)}")

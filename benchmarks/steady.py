@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import SCRIPTS, save, training  # noqa: E402
 from common import meters  # noqa: E402
+from common.episodes import UsageError  # noqa: E402
 from common.run import command  # noqa: E402
 
 SKIPPED = 50  # first steps, in which memory is faulted in
@@ -40,6 +41,10 @@ class Options:
     """folder for steady-DATASET.md and .json"""
     one: str | None = None
     """one algorithm, measured in this process"""
+
+    def __post_init__(self):
+        if self.steps < 4 or self.steps % 4:
+            raise UsageError(f"--steps {self.steps}: expected a multiple of 4, as growth is shown by quarters")
 
 
 def measure(options: Options) -> None:

@@ -4,6 +4,7 @@ import math
 import os
 import platform
 import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -55,12 +56,20 @@ def hardware(device: torch.device) -> dict[str, object]:
     info = _cpuinfo()
     return {
         "processor": info.get("model name", platform.processor() or platform.machine()),
+        "cpu_family": info.get("cpu family"),
+        "cpu_model": info.get("model"),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "avx512_bf16": "avx512_bf16" in _cpu_flags(),
         "amx_bf16": "amx_bf16" in _cpu_flags(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
     }
+
+
+def commit(folder: Path) -> str | None:
+    """The git commit that a folder is at, if it is in a repository."""
+    git = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return git.stdout.strip() or None
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -218,6 +218,8 @@ def _check(config: Options) -> None:
     for name, value in dataclasses.asdict(config).items():
         if value == math.inf and name != "clip":  # no number has been refused above
             raise UsageError(f"--{name.replace('_', '-')} {value}: expected a finite number")
+    if config.half_size > 1:
+        raise UsageError(f"--half-size {config.half_size}: expected a share of training, 0 to 1")
     if not re.fullmatch(NAME, config.dataset):
         raise UsageError(f"--dataset {config.dataset}: expected a name, that of a folder in --data-dir")
     if config.seed >= 2**63:

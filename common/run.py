@@ -209,9 +209,6 @@ class Run:
 
     def _description(self) -> dict:
         c = self.config
-        git = subprocess.run(
-            ["git", "-C", str(self.script.resolve().parent), "rev-parse", "HEAD"], capture_output=True, text=True
-        )
         options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(c).items()}
         data_dir = c.data_dir.absolute()  # or relative to the project, so that a run folder may move with it
         options["data_dir"] = str(data_dir.relative_to(ROOT) if data_dir.is_relative_to(ROOT) else data_dir)
@@ -219,7 +216,7 @@ class Run:
             "options": {"algorithm": self.script.stem, **options},
             "command": [self.script.name, *sys.argv[1:]],
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__},
-            "commit": git.stdout.strip() or None,
+            "commit": meters.commit(self.script.resolve().parent),
             "processes": self.world,
             "precision": str(backbone_precision(c, self.device)).removeprefix("torch."),
             "hardware": meters.hardware(self.device),
@@ -449,7 +446,7 @@ def outer_optimizer(model: nn.Module, config: Options) -> torch.optim.Optimizer:
 
 def keep_memory() -> None:
     """Let glibc keep freed memory instead of returning it to the kernel and faulting it in again at every step, and
-    torch ask for huge pages. Does nothing where the C library has no mallopt."""
+    torch ask for huge pages; the latter alone where the C library has no mallopt."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first tensor
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
