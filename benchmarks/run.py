@@ -165,7 +165,7 @@ def row(measure: str, algorithm: str, setting: str, ours: Worker, theirs: Worker
         made["unit"] = "episodes/s"
     values = [drawn / statistics.median(w.seconds) if drawn else 1e3 * statistics.median(w.seconds)
               for w in (ours, theirs) if not w.error]  # fmt: skip
-    made |= {"ours": values[0], "turns": len(ours.seconds)}
+    made["ours"] = values[0]
     made |= {"theirs": None, "ratio": None, "ratio_low": None, "ratio_high": None, "note": theirs.error or note}
     if not theirs.error:
         low, median, high = statistics.quantiles([t / o for o, t in zip(ours.seconds, theirs.seconds)], n=4)
@@ -184,7 +184,7 @@ def single(
     """A row of what was measured once, so that its spread isn't known."""
     made = {"measure": measure, "algorithm": algorithm, "setting": setting, "ours": ours, "theirs": theirs}
     made |= {"against": against, "unit": unit, "ratio": theirs / ours, "ratio_low": None, "ratio_high": None}
-    return made | {"turns": 1, "note": note}
+    return made | {"note": note}
 
 
 def operations(algorithm: str, dataset: str, config: dict) -> float:
@@ -449,7 +449,8 @@ def main() -> None:
         rows += wanted[name]()
         done[name] = (time.perf_counter() - start) / 60
         minutes = sum(done.values())
-        what = f"{'--quick, ' if options.quick else ''}at most {options.turns} rounds, {minutes:.1f} minutes: "
+        what = f"{'--quick, ' if options.quick else ''}{options.turns} rounds (at most 4 of meta-steps with "
+        what += f"other than 4 tasks and of variants, 6 of heads), {minutes:.1f} minutes: "
         what += ", ".join(dict.fromkeys(row["measure"] for row in rows))
         content = about | {"minutes": minutes, "parts": done, "rows": rows}
         save(options.out, "table", content, f"{what}\n\n{as_table(rows)}")

@@ -139,6 +139,12 @@ def test_a_table_that_was_stopped_goes_on_and_a_whole_one_is_made_anew(tmp_path,
     with pytest.raises(KeyboardInterrupt):
         command()
     assert command("--turns", "3") == ["head", "memory"] and asked[-2:] == ["head", "memory"]
+    stops[:] = [False, True]
+    with pytest.raises(KeyboardInterrupt):
+        command()
+    monkeypatch.setattr(run.meters, "commit", lambda folder: "another")
+    assert command() == ["head", "memory"] and asked[-2:] == ["head", "memory"]
+    assert json.loads((tmp_path / "table.json").read_text())["commit"] == "another"
 
 
 def test_a_worker_that_was_killed_is_an_error_and_not_an_exception():

@@ -207,6 +207,7 @@ BAD = {
     "--resume nowhere": "nowhere is no run folder",
     "--evaluate nowhere": "nowhere is no run folder",
     "--half-size 0.5": "--half-size 0.5: toy's images are below 32x32",
+    "--half-size 1.5": "--half-size 1.5: expected a share of training, 0 to 1",
     "--image-size 8": "--image-size 8: expected 0, or 16 or more",
     "--learning-rate -1": "--learning-rate -1.0: expected 0 or more",
     "--clip 0": "--clip 0.0: expected a positive number",
