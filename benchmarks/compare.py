@@ -75,9 +75,9 @@ def as_table(runs: list[dict], options: Options) -> str:
 def main() -> None:
     options = tyro.cli(Options)
     saved = options.out / f"{options.name}.json"
-    same = {"script": " ".join(options.scripts), "options": list(options.options), **machine()}
-    before = json.loads(saved.read_text()) if saved.exists() else {**same, "runs": []}
-    for key, expected in same.items():
+    what = {"script": " ".join(options.scripts), "options": list(options.options)}
+    before = json.loads(saved.read_text()) if saved.exists() else {"runs": []}
+    for key, expected in (what | machine()).items():
         if before.get(key, expected) != expected:
             raise SystemExit(f"{saved} is of {key} {before[key]}, expected {expected}; give another --name")
     runs = before["runs"]
@@ -89,7 +89,7 @@ def main() -> None:
         if any(other.get("config", run["config"]) != run["config"] for other in alike):
             raise SystemExit(f"{saved}: {variant} has come to mean other settings; give another --name")
         runs.append(run)
-        save(options.out, options.name, before, as_table(runs, options))
+        save(options.out, options.name, what | {"runs": runs}, as_table(runs, options))
     print(as_table(runs, options))
 
 

@@ -67,8 +67,11 @@ def hardware(device: torch.device) -> dict[str, object]:
 
 
 def commit(folder: Path) -> str | None:
-    """The git commit that a folder is at, if it is in a repository."""
-    git = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
+    """The git commit that a folder is at, if it is in a repository and there is git."""
+    try:
+        git = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
     return git.stdout.strip() or None
 
 

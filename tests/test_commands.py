@@ -18,6 +18,7 @@ import convex_maml
 import imaml
 import maml
 import reptile
+from common import meters
 from common import run as frame
 from common.options import ROOT
 from tests.conftest import write_set
@@ -442,3 +443,14 @@ def test_the_default_data_set_is_built_on_first_use(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().splitlines()[-1].startswith("test 0.")
     assert (tmp_path / "data" / "glyphs" / "preview.png").exists() and (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_run_names_its_commit_where_there_is_one(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a"]
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert meters.commit(tmp_path) is None
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    assert len(meters.commit(tmp_path)) == 40
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    assert meters.commit(tmp_path) is None
