@@ -47,10 +47,15 @@ def machine(device: str = "cpu") -> dict[str, object]:
     return {"torch": torch.__version__, **meters.hardware(torch.device(device))}
 
 
+def origin(device: str = "cpu") -> dict[str, object]:
+    """The commit, and the machine."""
+    return {"commit": meters.commit(ROOT), **machine(device)}
+
+
 def save(out: Path, name: str, content: dict, table: str, device: str = "cpu") -> None:
-    """Write OUT/NAME.json, of `content`, commit and machine, and OUT/NAME.md, the table below a line on both."""
+    """Write OUT/NAME.json, of `content` and its origin, and OUT/NAME.md, the table below a line on that."""
     out.mkdir(parents=True, exist_ok=True)
-    about = {"commit": meters.commit(ROOT), **machine(device)}
+    about = origin(device)
     (out / f"{name}.json").write_text(json.dumps(about | content, indent=1))
     described = ", ".join(f"{key}: {value}" for key, value in about.items())
     (out / f"{name}.md").write_text(f"{described}\n\n{table.rstrip()}\n")

@@ -36,7 +36,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import machine, save  # noqa: E402
+from benchmarks import origin, save  # noqa: E402
 from common import meters  # noqa: E402
 from common.conv4 import BLOCKS  # noqa: E402
 from common.episodes import UsageError  # noqa: E402
@@ -441,7 +441,7 @@ def main() -> None:
     if options.quick:
         options = dataclasses.replace(options, turns=min(options.turns, 6), warmup=min(options.warmup, 3))
     about = {"quick": options.quick, "turns": options.turns, "warmup": options.warmup}
-    about |= {"command": ["benchmarks/run.py", *sys.argv[1:]], "commit": meters.commit(ROOT), **machine()}
+    about |= {"command": ["benchmarks/run.py", *sys.argv[1:]], **origin()}
     wanted = parts(options)
     rows, done = begun(options.out / "table.json", about, wanted)
     for name in tqdm([name for name in wanted if name not in done]):
