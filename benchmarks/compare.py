@@ -76,8 +76,9 @@ def main() -> None:
     options = tyro.cli(Options)
     saved = options.out / f"{options.name}.json"
     what = {"script": " ".join(options.scripts), "options": list(options.options)}
+    device = dict(option.partition("=")[::2] for option in options.options).get("device", "cpu")
     before = json.loads(saved.read_text()) if saved.exists() else {"runs": []}
-    for key, expected in (what | machine()).items():
+    for key, expected in (what | machine(device)).items():
         if before.get(key, expected) != expected:
             raise SystemExit(f"{saved} is of {key} {before[key]}, expected {expected}; give another --name")
     runs = before["runs"]
@@ -89,7 +90,7 @@ def main() -> None:
         if any(other.get("config", run["config"]) != run["config"] for other in alike):
             raise SystemExit(f"{saved}: {variant} has come to mean other settings; give another --name")
         runs.append(run)
-        save(options.out, options.name, what | {"runs": runs}, as_table(runs, options))
+        save(options.out, options.name, what | {"runs": runs}, as_table(runs, options), device)
     print(as_table(runs, options))
 
 

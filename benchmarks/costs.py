@@ -1,16 +1,18 @@
 """Where a training step's time goes: the operations that cost each script most, by torch.profiler.
 
 A step here is all of it: drawing the episodes, augmentation, meta-gradient, clipping and the optimiser's step, with a
-script's settings for the data set. Time is an operation's own, without what it calls.
+script's settings for the data set. Time is an operation's own, without what it calls; on a GPU that of its kernels.
 
     python benchmarks/costs.py --dataset omniglot --out results/benchmarks
 """
 
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +28,8 @@ class Options:
     dataset: str = "omniglot"
     data_dir: Path = ROOT / "data"
     algorithms: tuple[str, ...] = SCRIPTS
+    precisions: tuple[str, ...] = ("",)
+    """of the backbone, each measured: float32, bfloat16, or nothing for a script's default"""
     operations: int = 3
     """shown of each script"""
     warmup: int = 10
@@ -36,9 +40,11 @@ class Options:
     """folder for costs-DATASET.md and .json"""
 
 
-def costs(name: str, options: Options) -> dict:
-    """{"algorithm", "ms": of a step, "operations": [[name, calls a step, share of the step], ...]}"""
-    step, device = training(name, options.dataset, data_dir=options.data_dir, device=options.device)
+def costs(name: str, precision: str, options: Options) -> dict:
+    """{"algorithm", "device", "ms": of a step, "operations": [[name, calls a step, share of the time], ...]}, on a GPU
+    also "busy", the share of a step in which it works, which the operations' shares are of."""
+    given = {"precision": precision} if precision else {}
+    step, device = training(name, options.dataset, data_dir=options.data_dir, device=options.device, **given)
     on_device = device.type == "cuda"
     for _ in range(options.warmup):
         step()
@@ -52,25 +58,29 @@ def costs(name: str, options: Options) -> dict:
             step()
         meters.clock(device)
     times = {e.key: (e.self_device_time_total if on_device else e.self_cpu_time_total, e.count)
-             for e in profiled.key_averages()}  # fmt: skip
+             for e in profiled.key_averages() if e.device_type == DeviceType.CPU}  # fmt: skip
     total = sum(time for time, _ in times.values())
     largest = sorted(times.items(), key=lambda item: -item[1][0])[: options.operations]
     shown = [[key.removeprefix("aten::"), count / options.steps, time / total] for key, (time, count) in largest]
-    return {"algorithm": name, "ms": 1e3 * seconds / options.steps, "operations": shown}
+    row = {"algorithm": f"{name}, {precision}" if precision else name, "device": str(device)}
+    row |= {"ms": 1e3 * seconds / options.steps, "operations": shown}
+    return row | ({"busy": 1e-6 * total / seconds} if on_device else {})
 
 
 def main() -> None:
     options = tyro.cli(Options)
-    rows = [costs(name, options) for name in options.algorithms]
+    rows = [costs(*kind, options) for kind in itertools.product(options.algorithms, options.precisions)]
     heads = ["script", "ms a step", *(f"cost {i + 1}" for i in range(options.operations))]
     lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for row in rows:
         cells = [f"{key}, {calls:.0f} calls: {100 * share:.0f} %" for key, calls, share in row["operations"]]
-        lines.append("| " + " | ".join([row["algorithm"], f"{row['ms']:.0f}", *cells]) + " |")
+        ms = f"{row['ms']:.0f}" + (f", GPU at work {100 * row['busy']:.0f} %" if "busy" in row else "")
+        lines.append("| " + " | ".join([row["algorithm"], ms, *cells]) + " |")
     table = "\n".join(lines) + "\n"
     print(table)
     if options.out:
-        save(options.out, f"costs-{options.dataset}", {"dataset": options.dataset, "rows": rows}, table)
+        content = {"dataset": options.dataset, "rows": rows}
+        save(options.out, f"costs-{options.dataset}", content, table, rows[0]["device"])
 
 
 if __name__ == "__main__":

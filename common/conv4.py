@@ -116,8 +116,9 @@ def _layout(x):
 
 def _sums(g, x, mean, rstd, eps):
     """(sum of g x^, sum of g) a channel, in one pass. Of g x and g, where mean is 0 and rstd is 1."""
+    weight = torch.ones_like(rstd)  # CUDA asks for one, though these sums don't depend on it
     return torch.ops.aten.native_batch_norm_backward(
-        g, x, None, None, None, mean, rstd, True, eps, [False, True, True]
+        g, x, weight, None, None, mean, rstd, True, eps, [False, True, True]
     )[1:]
 
 

@@ -151,7 +151,7 @@ class ProximalHead:
         root = (P / S).clamp(min=torch.finfo(P.dtype).tiny).sqrt().mT  # (T, N, S), with a finite slope everywhere
         scale = root[..., :, None] * root[..., None, :]  # (T, N, S, S)
         A = torch.addcmul(self.eye, scale, self.K[:, None])
-        E = scale * torch.cholesky_inverse(torch.linalg.cholesky_ex(A).L)
+        E = scale * _inverse(A)
         Ex = (E @ (v @ self.F.mT)[..., None])[..., 0]  # (T, N, S)
         shared = torch.cholesky_solve(Ex.sum(1)[..., None], torch.linalg.cholesky_ex(E.sum(1)).L)  # (T, S, 1)
         Qx = Ex - (E @ shared[:, None])[..., 0]
@@ -226,6 +226,15 @@ class _AtOptimum(torch.autograd.Function):
         to_features = -((P - head.Y) @ u + _times_softmax_hessian(P, head.F @ u.mT) @ W) / S
         to_strength = -(u * (W - head.W0)).sum()
         return to_features.to(dtype), (head.strength * u.sum(0)).to(dtype), to_strength.to(dtype), None, None
+
+
+def _inverse(A: Tensor) -> Tensor:
+    """Of symmetric matrices with eigenvalues of 1 and more."""
+    L = torch.linalg.cholesky_ex(A).L
+    if A.device.type != "cuda":
+        return torch.cholesky_inverse(L)
+    root = torch.linalg.solve_triangular(L, torch.eye(A.shape[-1], dtype=A.dtype, device=A.device), upper=False)
+    return root.mT @ root  # where cholesky_inverse goes through the matrices one by one
 
 
 def _times_softmax_hessian(P: Tensor, x: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from common.episodes import EpisodeLoader
 CPU = torch.device("cpu")
 
 
-def a_model(script, config, shape=(1, 28, 28), seed=0):
+def a_model(script, config, shape=(1, 28, 28), seed=0, device=CPU):
     torch.manual_seed(seed)
-    return script.Model(shape, config, CPU)
+    return script.Model(shape, config, device)
 
 
 def an_episode(data_dir, dtype=torch.float32, name="toy", ways=5, shots=1, queries=3, tasks=3, **options):
