@@ -130,7 +130,8 @@ class ProximalHead:
         return (self.F @ W.mT).softmax(-1)  # (T, S, N)
 
     def gradient(self, W: Tensor, P: Tensor) -> Tensor:
-        return (P - self.Y).mT @ self.F / self.F.shape[1] + self.strength * (W - self.W0)  # (T, N, d)
+        proximal = self.strength * (W - self.W0)
+        return torch.baddbmm(proximal, (P - self.Y).mT, self.F, alpha=1 / self.F.shape[1])  # (T, N, d)
 
     def solve(self, P: Tensor, v: Tensor, tolerance: float) -> Tensor:
         """u of (H + strength I) u = v, with H = 1/S sum_s (diag p_s - p_s p_s') x f_s f_s'.   (T, N, d)
@@ -152,29 +153,32 @@ class ProximalHead:
         scale = root[..., :, None] * root[..., None, :]  # (T, N, S, S)
         A = torch.addcmul(self.eye, scale, self.K[:, None])
         E = scale * _inverse(A)
-        Ex = (E @ (v @ self.F.mT)[..., None])[..., 0]  # (T, N, S)
+        Ex = torch.linalg.vecdot(E, (v @ self.F.mT)[:, :, None])  # (T, N, S)
         shared = torch.cholesky_solve(Ex.sum(1)[..., None], torch.linalg.cholesky_ex(E.sum(1)).L)  # (T, S, 1)
-        Qx = Ex - (E @ shared[:, None])[..., 0]
+        Qx = Ex - torch.linalg.vecdot(E, shared[:, None].mT)
         return (v - Qx @ self.F / self.strength) / self.strength
 
     def newton_step(self, W: Tensor) -> Tensor:
         """W after one step of Newton's method with line search; the step's length counts as a constant.   (T, N, d)"""
-        P = self.probabilities(W)
+        Z = self.F @ W.mT
+        P = Z.softmax(-1)
         g = self.gradient(W, P)
         D = -self.solve(P, g, tolerance=1e-4)
-        return W + self.line_search(W, g, D)[:, None, None] * D
+        return W + self.line_search(W, g, D, Z, self.F @ D.mT)[:, None, None] * D
 
     @torch.no_grad()
-    def line_search(self, W: Tensor, g: Tensor, D: Tensor) -> Tensor:
-        """Longest step along D that lowers G by 1e-4 of what its slope promises (Armijo), or 0.   (T,)"""
-        Z, ZD = self.F @ W.mT, self.F @ D.mT  # (T, S, N)
-        slope, cross, square = (torch.linalg.vecdot(v.flatten(1), D.flatten(1)) for v in (g, W - self.W0, D))  # (T,)
+    def line_search(self, W: Tensor, g: Tensor, D: Tensor, Z: Tensor, ZD: Tensor) -> Tensor:
+        """Longest step along D that lowers G by 1e-4 of what its slope promises (Armijo), or 0.   (T,)
+
+        Z, ZD: (T, S, N), the logits of W and D.
+        """
+        slope, cross, square = (torch.stack([g, W - self.W0, D]) * D).sum((-1, -2))  # (T,) each
         rounding = 4 * torch.finfo(Z.dtype).eps * (1 + Z.abs().amax((1, 2)))  # of the difference of two losses
 
         def longest(*steps: float) -> Tensor:
             t = W.new_tensor([0.0, *steps])[:, None]  # (1 + J, 1)
-            logits = Z + t[..., None, None] * ZD  # (1 + J, T, S, N), at none and every step
-            loss = -(logits.log_softmax(-1) * self.Y).sum((-1, -2)) / self.F.shape[1]  # (1 + J, T)
+            logits = torch.addcmul(Z, t[..., None, None], ZD)  # (1 + J, T, S, N), at none and every step
+            loss = (logits.log_softmax(-1) * self.Y).sum((-1, -2)) / -self.F.shape[1]  # (1 + J, T)
             change = loss - loss[0] + self.strength * t * (cross + t * square / 2)
             return torch.where(change <= 1e-4 * t * slope + rounding, t, 0.0).amax(0)
 
@@ -186,9 +190,10 @@ class ProximalHead:
     def minimise(self, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(W*, residual, iterations, converged) as in Solution."""
         W = self.W0.expand(len(self.F), *self.W0.shape)
+        Z = self.F @ W.mT  # (T, S, N)
         target, count = None, torch.zeros(len(self.F), dtype=torch.long, device=W.device)
         for step in range(iterations + 1):
-            P = self.probabilities(W)
+            P = Z.softmax(-1)
             g = self.gradient(W, P)
             residual = g.flatten(1).norm(dim=-1)
             if target is None:
@@ -198,10 +203,11 @@ class ProximalHead:
                 break
             count += ~converged
             D = -self.solve(P, g, tolerance=1e-4)  # near the optimum each step gains at least these four digits
-            length = torch.where(converged, 0.0, self.line_search(W, g, D))
+            ZD = self.F @ D.mT
+            length = torch.where(converged, 0.0, self.line_search(W, g, D, Z, ZD))[:, None, None]
             if not length.any():
                 break  # those left can't move, and are reported as not converged
-            W = W + length[:, None, None] * D
+            W, Z = torch.addcmul(W, length, D), torch.addcmul(Z, length, ZD)
         return W, residual, count, converged
 
 
