@@ -34,7 +34,7 @@ class Config(Options):
     """k, gradient steps of a training task"""
     test_inner_steps: int = 2
     """gradient steps of a task in validation and test"""
-    inner_rate: float = 1.0
+    inner_rate: float = 10.0
     """alpha, the gradient steps' learning rate"""
     first_order: bool = False
     """take the inner gradients for constants: cheaper, and another meta-gradient"""
@@ -43,7 +43,7 @@ class Config(Options):
 
 
 # What is best for a data set; `other` is for a set of your own.
-CHARACTERS = dict(keep_border=True, tasks=8, train_queries=5, inner_rate=10.0)
+CHARACTERS = dict(keep_border=True, tasks=8, train_queries=5)
 PICTURES = dict(tasks=16, train_queries=5, width=32, flip=True)
 SETTINGS = {
     "glyphs": dict(CHARACTERS, minutes=3.0),

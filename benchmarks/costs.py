@@ -69,18 +69,20 @@ def costs(name: str, precision: str, options: Options) -> dict:
 
 def main() -> None:
     options = tyro.cli(Options)
-    rows = [costs(*kind, options) for kind in itertools.product(options.algorithms, options.precisions)]
     heads = ["script", "ms a step", *(f"cost {i + 1}" for i in range(options.operations))]
     lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
-    for row in rows:
+    print(*lines, sep="\n")
+    rows = []
+    for name, precision in itertools.product(options.algorithms, options.precisions):
+        row = costs(name, precision, options)
         cells = [f"{key}, {calls:.0f} calls: {100 * share:.0f} %" for key, calls, share in row["operations"]]
         ms = f"{row['ms']:.0f}" + (f", GPU at work {100 * row['busy']:.0f} %" if "busy" in row else "")
+        rows.append(row)
         lines.append("| " + " | ".join([row["algorithm"], ms, *cells]) + " |")
-    table = "\n".join(lines) + "\n"
-    print(table)
+        print(lines[-1])
     if options.out:
         content = {"dataset": options.dataset, "rows": rows}
-        save(options.out, f"costs-{options.dataset}", content, table, rows[0]["device"])
+        save(options.out, f"costs-{options.dataset}", content, "\n".join(lines), rows[0]["device"])
 
 
 if __name__ == "__main__":

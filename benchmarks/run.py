@@ -93,6 +93,8 @@ class Options:
                 f"--turns {self.turns}, --measures {' '.join(self.measures)}: expected 2 turns or more, and measures "
                 f"of {', '.join(known)}"
             )
+        if self.quick and (self.tasks != Options.tasks or not self.variants):
+            raise UsageError("--quick measures 4 tasks without variants: leave --tasks and --no-variants out")
 
 
 class Worker:

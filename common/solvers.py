@@ -152,7 +152,7 @@ class ProximalHead:
         root = (P / S).clamp(min=torch.finfo(P.dtype).tiny).sqrt().mT  # (T, N, S), with a finite slope everywhere
         scale = root[..., :, None] * root[..., None, :]  # (T, N, S, S)
         A = torch.addcmul(self.eye, scale, self.K[:, None])
-        E = scale * _inverse(A)
+        E = scale * _inverse(A, self.eye)
         Ex = torch.linalg.vecdot(E, (v @ self.F.mT)[:, :, None])  # (T, N, S)
         shared = torch.cholesky_solve(Ex.sum(1)[..., None], torch.linalg.cholesky_ex(E.sum(1)).L)  # (T, S, 1)
         Qx = Ex - torch.linalg.vecdot(E, shared[:, None].mT)
@@ -234,12 +234,12 @@ class _AtOptimum(torch.autograd.Function):
         return to_features.to(dtype), (head.strength * u.sum(0)).to(dtype), to_strength.to(dtype), None, None
 
 
-def _inverse(A: Tensor) -> Tensor:
+def _inverse(A: Tensor, eye: Tensor) -> Tensor:
     """Of symmetric matrices with eigenvalues of 1 and more."""
     L = torch.linalg.cholesky_ex(A).L
     if A.device.type != "cuda":
         return torch.cholesky_inverse(L)
-    root = torch.linalg.solve_triangular(L, torch.eye(A.shape[-1], dtype=A.dtype, device=A.device), upper=False)
+    root = torch.linalg.solve_triangular(L, eye, upper=False)
     return root.mT @ root  # where cholesky_inverse goes through the matrices one by one
 
 
