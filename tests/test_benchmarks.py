@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 import maml
-from benchmarks import compare, run, worker
+from benchmarks import compare, run, steady, worker
+from common.episodes import UsageError
 from common.options import ROOT
 
 
@@ -145,6 +146,14 @@ def test_a_table_that_was_stopped_goes_on_and_a_whole_one_is_made_anew(tmp_path,
     monkeypatch.setattr(run.meters, "commit", lambda folder: "another")
     assert command() == ["head", "memory"] and asked[-2:] == ["head", "memory"]
     assert json.loads((tmp_path / "table.json").read_text())["commit"] == "another"
+
+
+def test_what_a_benchmark_would_ignore_or_cannot_do_is_refused():
+    for word, options in {"quick": {"tasks": (16,)}, "--quick": {"variants": False}, "--turns 1": {"turns": 1}}.items():
+        with pytest.raises(UsageError, match=word):
+            run.Options(quick=True, **options)
+    with pytest.raises(UsageError, match="--steps 6: expected a multiple of 4"):
+        steady.Options(steps=6)
 
 
 def test_a_worker_that_was_killed_is_an_error_and_not_an_exception():
