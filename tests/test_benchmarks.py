@@ -148,10 +148,15 @@ def test_a_table_that_was_stopped_goes_on_and_a_whole_one_is_made_anew(tmp_path,
     assert json.loads((tmp_path / "table.json").read_text())["commit"] == "another"
 
 
-def test_what_a_benchmark_would_ignore_or_cannot_do_is_refused():
-    for word, options in {"quick": {"tasks": (16,)}, "--quick": {"variants": False}, "--turns 1": {"turns": 1}}.items():
-        with pytest.raises(UsageError, match=word):
-            run.Options(quick=True, **options)
+@pytest.mark.parametrize(
+    "options, words", [({"tasks": (16,)}, "--quick"), ({"variants": False}, "--quick"), ({"turns": 1}, "--turns 1")]
+)
+def test_what_the_table_would_ignore_or_cannot_measure_is_refused(options, words):
+    with pytest.raises(UsageError, match=words):
+        run.Options(quick=True, **options)
+
+
+def test_growth_by_quarters_asks_for_a_multiple_of_four_steps():
     with pytest.raises(UsageError, match="--steps 6: expected a multiple of 4"):
         steady.Options(steps=6)
 

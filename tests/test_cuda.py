@@ -100,7 +100,7 @@ def test_episodes_keep_the_promises_of_the_cpus(data_dir):
 
 @pytest.mark.slow
 @every_script
-def test_a_script_trains_tests_and_goes_on(script, data_dir, tmp_path):
+def test_a_script_trains_and_its_checkpoint_is_read_again_and_tested(script, data_dir, tmp_path):
     def run(*words):
         command = [sys.executable, str(ROOT / f"{script.__name__}.py"), "--data-dir", str(data_dir), *words]
         subprocess.run(command, check=True, capture_output=True, text=True)
