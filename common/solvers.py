@@ -164,14 +164,16 @@ class ProximalHead:
         P = Z.softmax(-1)
         g = self.gradient(W, P)
         D = -self.solve(P, g, tolerance=1e-4)
-        return W + self.line_search(W, g, D, Z, self.F @ D.mT)[:, None, None] * D
+        length, _ = self.line_search(W, g, D, Z)
+        return W + length[:, None, None] * D
 
     @torch.no_grad()
-    def line_search(self, W: Tensor, g: Tensor, D: Tensor, Z: Tensor, ZD: Tensor) -> Tensor:
+    def line_search(self, W: Tensor, g: Tensor, D: Tensor, Z: Tensor) -> tuple[Tensor, Tensor]:
         """Longest step along D that lowers G by 1e-4 of what its slope promises (Armijo), or 0.   (T,)
 
-        Z, ZD: (T, S, N), the logits of W and D.
+        Z: (T, S, N), the logits of W. Those of D, which it needs, are the second result.
         """
+        ZD = self.F @ D.mT
         slope, cross, square = (torch.stack([g, W - self.W0, D]) * D).sum((-1, -2))  # (T,) each
         rounding = 4 * torch.finfo(Z.dtype).eps * (1 + Z.abs().amax((1, 2)))  # of the difference of two losses
 
@@ -183,9 +185,9 @@ class ProximalHead:
             return torch.where(change <= 1e-4 * t * slope + rounding, t, 0.0).amax(0)
 
         length = longest(1.0)
-        if length.all():  # mostly
-            return length
-        return longest(*(0.5 ** (j * (j + 1) / 2) for j in range(9)))  # 1, 1/2, 1/8, ...: saturated logits need 1e-8
+        if not length.all():  # rarely
+            length = longest(*(0.5 ** (j * (j + 1) / 2) for j in range(9)))  # 1, 1/2, 1/8, ...: saturated need 1e-8
+        return length, ZD
 
     def minimise(self, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(W*, residual, iterations, converged) as in Solution."""
@@ -203,8 +205,8 @@ class ProximalHead:
                 break
             count += ~converged
             D = -self.solve(P, g, tolerance=1e-4)  # near the optimum each step gains at least these four digits
-            ZD = self.F @ D.mT
-            length = torch.where(converged, 0.0, self.line_search(W, g, D, Z, ZD))[:, None, None]
+            length, ZD = self.line_search(W, g, D, Z)
+            length = torch.where(converged, 0.0, length)[:, None, None]
             if not length.any():
                 break  # those left can't move, and are reported as not converged
             W, Z = torch.addcmul(W, length, D), torch.addcmul(Z, length, ZD)

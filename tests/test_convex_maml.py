@@ -45,7 +45,7 @@ def test_newton_steps_that_are_shortened_lower_the_loss_and_are_differentiated_a
         P = problem.probabilities(W)
         g = problem.gradient(W, P)
         D = -problem.solve(P, g, 1e-4)
-        lengths.append(problem.line_search(W, g, D, f @ W.mT, f @ D.mT))
+        lengths.append(problem.line_search(W, g, D, f @ W.mT)[0])
         stepped = problem.newton_step(W)
         torch.testing.assert_close(stepped, W + lengths[-1][:, None, None] * D)
         assert (loss(stepped) < loss(W)).all()
