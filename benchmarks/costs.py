@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import tyro
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -40,9 +41,9 @@ class Options:
     """folder for costs-DATASET.md and .json"""
 
 
-def costs(name: str, precision: str, options: Options) -> dict:
-    """{"algorithm", "device", "ms": of a step, "operations": [[name, calls a step, share of the time], ...]}, on a GPU
-    also "busy", the share of a step in which it works, which the operations' shares are of."""
+def costs(name: str, precision: str, options: Options) -> tuple[dict, torch.device]:
+    """{"algorithm", "ms": of a step, "operations": [[name, calls a step, share of the time], ...]}, on a GPU also
+    "busy", the share of a step in which it works, which the operations' shares are of; and the device."""
     given = {"precision": precision} if precision else {}
     step, device = training(name, options.dataset, data_dir=options.data_dir, device=options.device, **given)
     on_device = device.type == "cuda"
@@ -62,9 +63,9 @@ def costs(name: str, precision: str, options: Options) -> dict:
     total = sum(time for time, _ in times.values())
     largest = sorted(times.items(), key=lambda item: -item[1][0])[: options.operations]
     shown = [[key.removeprefix("aten::"), count / options.steps, time / total] for key, (time, count) in largest]
-    row = {"algorithm": f"{name}, {precision}" if precision else name, "device": str(device)}
+    row = {"algorithm": f"{name}, {precision}" if precision else name}
     row |= {"ms": 1e3 * seconds / options.steps, "operations": shown}
-    return row | ({"busy": 1e-6 * total / seconds} if on_device else {})
+    return row | ({"busy": 1e-6 * total / seconds} if on_device else {}), device
 
 
 def main() -> None:
@@ -74,7 +75,7 @@ def main() -> None:
     print(*lines, sep="\n")
     rows = []
     for name, precision in itertools.product(options.algorithms, options.precisions):
-        row = costs(name, precision, options)
+        row, device = costs(name, precision, options)
         cells = [f"{key}, {calls:.0f} calls: {100 * share:.0f} %" for key, calls, share in row["operations"]]
         ms = f"{row['ms']:.0f}" + (f", GPU at work {100 * row['busy']:.0f} %" if "busy" in row else "")
         rows.append(row)
@@ -82,7 +83,7 @@ def main() -> None:
         print(lines[-1])
     if options.out:
         content = {"dataset": options.dataset, "rows": rows}
-        save(options.out, f"costs-{options.dataset}", content, "\n".join(lines), rows[0]["device"])
+        save(options.out, f"costs-{options.dataset}", content, "\n".join(lines), str(device))
 
 
 if __name__ == "__main__":
