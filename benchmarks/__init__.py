@@ -1,4 +1,4 @@
-"""This project beside its peers, the machine's limit and itself; every module is a command."""
+"""This project beside its peers, the machine's limit and itself: commands, and what they share."""
 
 import importlib
 import json

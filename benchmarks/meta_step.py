@@ -81,6 +81,7 @@ def main() -> None:
     result = {
         "dataset": options.dataset, "ways": options.ways, "shots": options.shots, "queries": options.queries,
         "tasks": options.tasks, "width": options.width, "block": config.block, "images": len(episode.images),
+        "precision": str(model.backbone.precision).removeprefix("torch."),
         "plain_ms": 1e3 * statistics.median(counted["plain"]),
         "meta_step_ms": 1e3 * statistics.median(counted["meta_step"]),
         "solver_ms": 1e3 * statistics.median(counted["solver"]), "ratio": median, "ratio_quartiles": [low, high],
@@ -89,7 +90,7 @@ def main() -> None:
 
     line = (
         f"{options.dataset} {options.ways}-way {options.shots}-shot, {options.tasks} tasks, Conv4-{options.width} "
-        f"{config.block}, {len(episode.images)} images: plain {result['plain_ms']:.1f} ms, "
+        f"{config.block}, {result['precision']}, {len(episode.images)} images: plain {result['plain_ms']:.1f} ms, "
         f"meta-step {result['meta_step_ms']:.1f} ms, ratio {median:.3f} (quartiles {low:.3f} to {high:.3f}), "
         f"solver {result['solver_ms']:.1f} ms = {100 * result['solver_share']:.1f} % of the meta-step"
     )

@@ -1,7 +1,7 @@
 """The same meta-step in other libraries, as their own examples write it, on the textbook network.
 
 Each returns (step, info) as worker.py has it; info is the signature of its meta-gradient on the same weights and
-episode.
+episode, or how many episodes a step draws.
 """
 
 from collections.abc import Callable

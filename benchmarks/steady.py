@@ -1,8 +1,8 @@
 """Whether memory stays flat: resident memory and page faults a meta-step over thousands of them, for each algorithm.
 
-Each runs in a process of its own: whole training steps, with its settings for the data set but for the tasks a step. A
-step that faults no page in works on memory that the process has already; a leak, such as a graph that a logged tensor
-keeps alive, shows as growth between the quarters.
+Each runs in a process of its own: whole training steps, with its settings for the data set but for the tasks a step and
+the width. A step that faults no page in works on memory that the process has already; a leak, such as a graph that a
+logged tensor keeps alive, shows as growth between the quarters.
 
     python benchmarks/steady.py --steps 5000 --out results/benchmarks
 """

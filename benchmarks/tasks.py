@@ -40,6 +40,8 @@ class Options:
     queries: int = 0
     """a class; 0: as maml.py has for the data set"""
     width: int = 64
+    precisions: tuple[str, ...] = ("float32", "bfloat16")
+    """of the backbone, each measured; vmap, whose network is written out here, in float32 alone"""
     device: str = "cpu"
     warmup: int = 5
     """meta-steps of each kind that aren't counted"""
@@ -98,11 +100,11 @@ def main() -> None:
     if device.type == "cpu":
         keep_memory()
     rows, table = [], ["| a meta-step of MAML | " + " | ".join(WAYS) + " |", "| --- " * (len(WAYS) + 1) + "|"]
-    for tasks, first_order in itertools.product(options.tasks, (False, True)):
+    for tasks, first_order, precision in itertools.product(options.tasks, (False, True), options.precisions):
+        ways = {name: way for name, way in WAYS.items() if name != "vmap" or precision == "float32"}
         settings = maml.SETTINGS.get(options.dataset, maml.SETTINGS["other"])
-        config = maml.Config(
-            **{**settings, "inner_rate": 0.01, "width": options.width, "tasks": tasks, "first_order": first_order}
-        )
+        settings = {**settings, "inner_rate": 0.01, "width": options.width, "tasks": tasks}
+        config = maml.Config(**{**settings, "first_order": first_order, "precision": precision})
         config.inner_steps = options.inner_steps or config.inner_steps
         queries = options.queries or config.train_queries or config.queries
         path = options.data_dir / options.dataset / "train.h5"
@@ -115,24 +117,24 @@ def main() -> None:
         expected = gradient(maml.meta_step, model, episode, config)
         errors = {
             name: float((gradient(way, model, episode, config) - expected).norm() / expected.norm())
-            for name, way in WAYS.items()
+            for name, way in ways.items()
         }
         if max(errors.values()) > 1e-9:
             raise SystemExit(f"the ways' meta-gradients differ: relative errors {errors}")
         model.float()
-        seconds = {name: [] for name in WAYS}
+        seconds = {name: [] for name in ways}
         for _ in trange(options.warmup + options.repeats, leave=False):
             episode = loader.sample()
-            for name, way in WAYS.items():
+            for name, way in ways.items():
                 start = meters.clock(device)
                 gradient(way, model, episode, config)
                 seconds[name].append(meters.clock(device) - start)
         ms = {name: 1e3 * statistics.median(times[options.warmup :]) for name, times in seconds.items()}
-        rows.append({"tasks": tasks, "first_order": first_order, "inner_steps": config.inner_steps,
-                     "queries": queries, "ms": ms, "relative_error": errors})  # fmt: skip
+        rows.append({"tasks": tasks, "first_order": first_order, "precision": precision, "queries": queries,
+                     "inner_steps": config.inner_steps, "ms": ms, "relative_error": errors})  # fmt: skip
         setting = f"{options.dataset} 5w1s, {'first' if first_order else 'second'} order, {tasks} tasks, "
-        setting += f"{config.inner_steps} steps, {queries} queries"
-        table.append(f"| {setting}, Conv4-{options.width} | " + " | ".join(f"{t:.0f} ms" for t in ms.values()) + " |")
+        setting += f"{config.inner_steps} steps, {queries} queries, Conv4-{options.width}, {precision}"
+        table.append(f"| {setting} | " + " | ".join(f"{ms[name]:.0f} ms" if name in ms else "" for name in WAYS) + " |")
         print(table[-1])
     if options.out:
         content = {"dataset": options.dataset, "width": options.width, "rows": rows}

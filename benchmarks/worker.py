@@ -130,8 +130,8 @@ Work = tuple[Callable[[], object], dict]
 
 
 def ours(spec: dict) -> Work:
-    """A script's meta-step, in spec["batches"] as --batches has it, and the step of its optimiser, with this project's
-    allocator setting."""
+    """A script's meta-step, in spec["batches"] as --batches has it, and a step of Adam, with this project's allocator
+    setting."""
     keep_memory()
     script, config, model = our_model(spec)
     episode = episodes_of(spec)
