@@ -38,8 +38,6 @@ class Config(Options):
     """alpha, the gradient steps' learning rate"""
     first_order: bool = False
     """take the inner gradients for constants: cheaper, and another meta-gradient"""
-    precision: str = "float32"
-    """of the backbone: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it)"""
 
 
 # What is best for a data set; `other` is for a set of your own.

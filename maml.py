@@ -38,8 +38,6 @@ class Config(Options):
     """take the inner gradients for constants (first-order MAML): cheaper, and another meta-gradient"""
     block: str = "norm-pool"
     """norm-pool (convolution, batch norm, ReLU, pool: the usual Conv4) or pool-norm (pool before batch norm)"""
-    precision: str = "float32"
-    """of the backbone: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it)"""
 
 
 # What is best for a data set; `other` is for a set of your own.

@@ -47,8 +47,6 @@ class Config(Options):
     """optimiser of the meta-parameters"""
     clip: float = math.inf
     """largest norm of the meta-gradient; larger ones are scaled down to it"""
-    precision: str = "float32"
-    """of the backbone: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it)"""
 
 
 # What is best for a data set; `other` is for a set of your own.

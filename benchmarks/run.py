@@ -29,7 +29,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tyro
 from tqdm import tqdm
 
@@ -82,7 +81,7 @@ class Options:
     turns: int = 10
     """rounds that count, at most: 4 of meta-steps with other than 4 tasks or of variants, 6 of heads"""
     warmup: int = 3
-    """rounds before those"""
+    """rounds before those: 2 of such meta-steps, 1 of heads"""
     out: Path = ROOT / "results" / "benchmarks"
     """folder for table.md and table.json"""
 
@@ -229,7 +228,7 @@ def meta_steps(options: Options) -> Iterator[tuple]:
 def variants() -> list[dict]:
     """Options of ours other than the float32 network that peers have too."""
     wanted = [{"block": "pool-norm"}]
-    if meters.has_bfloat16(torch.device("cpu")):
+    if meters.has_bfloat16():
         wanted += [{"precision": "bfloat16"}, {"block": "pool-norm", "precision": "bfloat16"}]
     return wanted
 
@@ -307,7 +306,7 @@ def backbones(options: Options) -> list[dict]:
         specs = {"contiguous float32": {"work": "contiguous"}}
         for block in BLOCKS[:1] if options.quick else BLOCKS:
             specs[f"{block}, float32"] = {"work": "plain", "block": block}
-            if meters.has_bfloat16(torch.device("cpu")):
+            if meters.has_bfloat16():
                 specs[f"{block}, bfloat16"] = {"work": "plain", "block": block, "precision": "bfloat16"}
         workers = side_by_side({name: base | spec for name, spec in specs.items()}, options)
         theirs = workers.pop("contiguous float32")

@@ -44,11 +44,9 @@ def resident_mib() -> float:
         return peak_mib(torch.device("cpu"))
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware, so that it is faster than float32 there."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware, so that it is faster than float32 there."""
+    return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
 
 
 def hardware(device: torch.device) -> dict[str, object]:

@@ -110,7 +110,7 @@ class Options:
     images: str = "auto"
     """where images are kept: device, mapped (read from the file as needed), or auto (device if they fit)"""
     precision: str = "auto"
-    """of the backbone: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it)"""
+    """of the backbone: float32, bfloat16, or auto (bfloat16 on CPUs that have it in hardware, where it is faster)"""
     channels_last: bool = True
     """keep images and filters channels-last on CPU and CUDA, where that is faster"""
     keep_memory: bool = True

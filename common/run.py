@@ -430,7 +430,7 @@ def backbone(shape: tuple[int, int, int], config: Options, device: torch.device,
 def backbone_precision(config: Options, device: torch.device) -> torch.dtype:
     wanted = config.precision
     if wanted == "auto":
-        wanted = "bfloat16" if meters.has_bfloat16(device) else "float32"
+        wanted = "bfloat16" if device.type == "cpu" and meters.has_bfloat16() else "float32"
     return getattr(torch, wanted)
 
 

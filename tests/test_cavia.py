@@ -89,7 +89,7 @@ def test_layers_below_the_context_see_every_image_once(data_dir):
 
 def test_a_query_is_normalised_above_the_context_by_the_support_at_the_adapted_context(data_dir):
     """Inductive; with the transductive one, both written out on the plain blocks."""
-    config = Config(width=4, context=6, inner_rate=5.0)
+    config = Config(width=4, context=6, inner_rate=5.0, precision="float32")
     model, episode = a_model(cavia, config).eval(), an_episode(data_dir, tasks=1)
     net = model.backbone
 
