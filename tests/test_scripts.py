@@ -13,8 +13,10 @@ import convex_maml
 import imaml
 import maml
 import reptile
+from common import meters
 from common.episodes import EpisodeLoader, Warp, views
 from common.options import ROOT
+from common.run import backbone_precision
 from tests.gradients import a_model, an_episode, gradients_of
 
 SCRIPTS = (convex_imaml, convex_maml, maml, imaml, reptile, cavia)
@@ -162,3 +164,12 @@ def test_testing_leaves_the_model_as_it_was(script, data_dir):
         script.predict(model, episode, config, transductive)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+@every_script
+def test_precision_is_by_default_what_the_device_is_fastest_in(script, monkeypatch):
+    for multiplies, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(meters, "has_bfloat16", lambda multiplies=multiplies: multiplies)
+        assert backbone_precision(script.Config(), torch.device("cpu")) == expected
+        assert backbone_precision(script.Config(), torch.device("cuda")) == torch.float32
+        assert backbone_precision(script.Config(precision="bfloat16"), torch.device("cuda")) == torch.bfloat16
