@@ -167,9 +167,10 @@ def test_testing_leaves_the_model_as_it_was(script, data_dir):
 
 
 @every_script
-def test_precision_is_by_default_what_the_device_is_fastest_in(script, monkeypatch):
-    for multiplies, expected in ((True, torch.bfloat16), (False, torch.float32)):
+def test_precision_is_by_default_bfloat16_where_the_processor_multiplies_it_but_for_imaml(script, monkeypatch):
+    for multiplies in (True, False):
         monkeypatch.setattr(meters, "has_bfloat16", lambda multiplies=multiplies: multiplies)
+        expected = torch.bfloat16 if multiplies and script is not imaml else torch.float32
         assert backbone_precision(script.Config(), torch.device("cpu")) == expected
         assert backbone_precision(script.Config(), torch.device("cuda")) == torch.float32
         assert backbone_precision(script.Config(precision="bfloat16"), torch.device("cuda")) == torch.bfloat16
