@@ -87,7 +87,7 @@ def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tenso
     """Add the meta-gradient of the tasks' mean query loss to .grad; return loss and accuracy.
 
     A task's query batch is normalised by its own statistics. Tasks are groups of each convolution: on two cores 1.2 to
-    1.4 times faster than one task after the other on Omniglot, 1.1 times on mini-ImageNet; vmap is slower on both
+    1.9 times faster than one task after the other on Omniglot, 1.1 to 1.2 on mini-ImageNet; vmap is slower on both
     (benchmarks/tasks.py). Memory grows with the tasks: --batches of as many has one in it at a time.
     """
     second_order = not config.first_order

@@ -114,7 +114,7 @@ def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tenso
     """Add theta - mean(phi) to .grad; return inner loss and accuracy at the last step. Query images train nothing.
 
     The inner Adam's second moments become the mean of the tasks' too. Tasks are groups of each convolution: for
-    MAML's first-order steps 1.3 to 1.4 times faster on two cores than one after the other (benchmarks/tasks.py).
+    MAML's first-order steps 1.1 to 1.9 times faster on two cores than one after the other (benchmarks/tasks.py).
     """
     x, y, steps = episode.x_support, episode.y_support, config.inner_steps
     phi, moments, loss, accuracy = adapt(model, x, y, steps, config.inner_batch, config)
