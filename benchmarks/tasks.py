@@ -103,8 +103,8 @@ def main() -> None:
     for tasks, first_order, precision in itertools.product(options.tasks, (False, True), options.precisions):
         ways = {name: way for name, way in WAYS.items() if name != "vmap" or precision == "float32"}
         settings = maml.SETTINGS.get(options.dataset, maml.SETTINGS["other"])
-        settings = {**settings, "inner_rate": 0.01, "width": options.width, "tasks": tasks}
-        config = maml.Config(**{**settings, "first_order": first_order, "precision": precision})
+        given = dict(inner_rate=0.01, width=options.width, tasks=tasks, first_order=first_order, precision=precision)
+        config = maml.Config(**settings | given)
         config.inner_steps = options.inner_steps or config.inner_steps
         queries = options.queries or config.train_queries or config.queries
         path = options.data_dir / options.dataset / "train.h5"
