@@ -1,4 +1,6 @@
-"""Settings of scripts against each other: the same training with each, over seeds, as one table of test accuracies.
+"""Settings of scripts against each other: the same training with each, over seeds, as one table of accuracies.
+
+Settings are chosen by their validation accuracy; the test split stands beside it, and decides nothing.
 
     python benchmarks/compare.py --name blocks-omniglot --options dataset=omniglot minutes=1 \\
         --variants block=norm-pool block=pool-norm
@@ -36,12 +38,14 @@ class Options:
     options: tuple[str, ...] = ("dataset=omniglot", "minutes=1")
     """what all of them share, option=value"""
     seeds: tuple[int, ...] = (0, 1, 2)
+    val_episodes: int = 1000
+    """of a validation; the scripts' own 200 are too few to choose by"""
     out: Path = ROOT / "results" / "compare"
 
 
 def train(options: Options, script: str, variant: str, seed: int) -> dict:
     """result.json of a run of its own, its commit, and all its options but seed and folder."""
-    given = [*options.options, *variant.split(","), f"seed={seed}"]
+    given = [f"val-episodes={options.val_episodes}", *options.options, *variant.split(","), f"seed={seed}"]
     with tempfile.TemporaryDirectory() as folder:
         words = [f"--{word}" for word in given]
         subprocess.run([sys.executable, str(ROOT / script), *words, "--out", f"{folder}/run"], check=True)
@@ -51,24 +55,27 @@ def train(options: Options, script: str, variant: str, seed: int) -> dict:
 
 
 def as_table(runs: list[dict], options: Options) -> str:
-    lines = [f"{', '.join([*options.scripts, *options.options])}; inductive, 95 % CI of a run's test episodes.", ""]
+    """Validation accuracy of every run, the difference from the script's first variant, and the mean test accuracy."""
+    about = "inductive; 95 % CI of a run's validation episodes; the test decides nothing"
+    lines = [f"{', '.join([*options.scripts, *options.options])}; {about}.", ""]
     seeds = sorted({run["seed"] for run in runs})
-    heads = ["setting", *(f"seed {s}" for s in seeds), "mean", "minus the first (each seed)", "steps", "ms a step"]
+    heads = ["setting", *(f"seed {s}" for s in seeds), "mean", "minus the first (each seed)", "test, mean"]
+    heads += ["steps", "ms a step"]
     lines += ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for script, variant in itertools.product(options.scripts, options.variants):
         of_script = [run for run in runs if run["algorithm"] == Path(script).stem]
-        first = {run["seed"]: run["test_accuracy"] for run in of_script if run["variant"] == options.variants[0]}
+        first = {run["seed"]: run["val_accuracy"] for run in of_script if run["variant"] == options.variants[0]}
         mine = {run["seed"]: run for run in of_script if run["variant"] == variant}
         if not mine:
             continue
-        shown = [f"{mine[s]['test_accuracy']:.4f} ± {mine[s]['test_ci95']:.4f}" if s in mine else "" for s in seeds]
-        less = [mine[s]["test_accuracy"] - first[s] for s in seeds if s in mine and s in first]
+        shown = [f"{mine[s]['val_accuracy']:.4f} ± {mine[s]['val_ci95']:.4f}" if s in mine else "" for s in seeds]
+        less = [mine[s]["val_accuracy"] - first[s] for s in seeds if s in mine and s in first]
         against = f"{statistics.mean(less):+.4f} ({', '.join(f'{d:+.4f}' for d in less)})"
-        mean = statistics.mean(run["test_accuracy"] for run in mine.values())
+        means = [statistics.mean(run[key] for run in mine.values()) for key in ("val_accuracy", "test_accuracy")]
         steps, ms = (statistics.median(run[key] for run in mine.values()) for key in ("steps", "step_ms"))
         name = variant if len(options.scripts) == 1 else f"{script} {variant}"
-        cells = [name, *shown, f"{mean:.4f}", against if variant != options.variants[0] else "", f"{steps:,.0f}"]
-        lines.append("| " + " | ".join([*cells, f"{ms:.0f}"]) + " |")
+        cells = [name, *shown, f"{means[0]:.4f}", against if variant != options.variants[0] else "", f"{means[1]:.4f}"]
+        lines.append("| " + " | ".join([*cells, f"{steps:,.0f}", f"{ms:.0f}"]) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -373,7 +373,7 @@ class Run:
             "step_ms": float(np.median([float(row["step_ms"]) for row in rows])) if rows else None,
             "peak_mib": max([meters.peak_mib(self.device), *peaks]),
             "parameters": sum(p.numel() for p in model.parameters()), "device": str(self.device), "seed": c.seed,
-            "val_accuracy": self.best[0], "width": c.width, "block": c.block,
+            "val_accuracy": self.best[0], "val_ci95": self.best[1], "width": c.width, "block": c.block,
             "views": getattr(c, "views", 1),
             "processor": meters.hardware(self.device)["processor"],
         }  # fmt: skip

@@ -209,13 +209,13 @@ def test_operations_of_a_meta_step_are_counted():
     assert 1 <= run.operations("cavia", "miniimagenet", {}) < 1.02
 
 
-def test_each_script_of_a_comparison_is_measured_against_its_own_first_setting(tmp_path, monkeypatch):
+def test_settings_are_compared_on_validation_each_script_against_its_own_first(tmp_path, monkeypatch):
     accuracies = {"maml.py": (0.5, 0.75), "cavia.py": (0.25, 0.125)}
 
     def train(options, script, variant, seed):
         accuracy = accuracies[script][options.variants.index(variant)] + seed / 8
         result = {"algorithm": script.removesuffix(".py"), "seed": seed, "steps": 1, "step_ms": 1.0, "config": {}}
-        return result | {"test_accuracy": accuracy, "test_ci95": 0.0}
+        return result | {"val_accuracy": accuracy, "val_ci95": 0.0, "test_accuracy": 1 - accuracy, "test_ci95": 0.0}
 
     monkeypatch.setattr(compare, "train", train)
     words = "--name scripts --scripts maml.py cavia.py --variants width=4 width=8 --seeds 0 1 --out".split()
@@ -225,8 +225,8 @@ def test_each_script_of_a_comparison_is_measured_against_its_own_first_setting(t
     order = [(run["seed"], run["algorithm"] + ".py", run["variant"]) for run in runs]
     assert order == list(itertools.product((0, 1), accuracies, ("width=4", "width=8")))
     rows = (tmp_path / "scripts.md").read_text().strip().splitlines()[-4:]
-    assert rows[1].startswith("| maml.py width=8 |") and "| 0.8125 | +0.2500 (+0.2500, +0.2500) |" in rows[1]
-    assert rows[3].startswith("| cavia.py width=8 |") and "| 0.1875 | -0.1250 (-0.1250, -0.1250) |" in rows[3]
+    assert rows[1].startswith("| maml.py width=8 |") and "| 0.8125 | +0.2500 (+0.2500, +0.2500) | 0.1875 |" in rows[1]
+    assert rows[3].startswith("| cavia.py width=8 |") and "| 0.1875 | -0.1250 (-0.1250, -0.1250) | 0.8125 |" in rows[3]
 
 
 @pytest.mark.slow
@@ -242,5 +242,5 @@ def test_settings_are_compared_over_seeds_and_a_stopped_comparison_goes_on(data_
     assert [(run["variant"], run["seed"]) for run in runs] == [(v, s) for s in (0, 1) for v in variants]
     assert [(run["width"], run["block"]) for run in runs[:2]] == [(4, "pool-norm"), (8, "norm-pool")]
     row = (tmp_path / "widths.md").read_text().strip().splitlines()[-1]
-    gain = sum(r["test_accuracy"] * (1 if r["width"] == 8 else -1) for r in runs) / 2
+    gain = sum(r["val_accuracy"] * (1 if r["width"] == 8 else -1) for r in runs) / 2
     assert row.startswith("| width=8,block=norm-pool |") and f"| {gain:+.4f} (" in row
