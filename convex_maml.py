@@ -20,10 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.augment import Warp, views
 from common.conv4 import Statistics
-from common.episodes import Episode, EpisodeLoader, UsageError, Warp, views
+from common.episodes import Episode, EpisodeLoader
 from common.options import Options, fixed_ways, parse
 from common.run import Run, backbone, command, gather, outcome, outer_optimizer
+from common.shards import UsageError
 from common.solvers import ProximalHead
 
 

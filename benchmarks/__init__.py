@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from common import meters
-from common.options import ROOT
 from common.run import Run, outer_optimizer
+from common.shards import ROOT
 
 SCRIPTS = ("convex_imaml", "convex_maml", "maml", "imaml", "reptile", "cavia")
 

@@ -25,8 +25,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from worker import a_head_problem  # noqa: E402
 
 from benchmarks import save  # noqa: E402
-from common.episodes import UsageError  # noqa: E402
 from common.run import command, keep_memory  # noqa: E402
+from common.shards import UsageError  # noqa: E402
 from common.solvers import newton_head  # noqa: E402
 
 MIDDLE = {"tasks": 16, "ways": 5, "shots": 10, "features": 512}

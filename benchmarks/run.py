@@ -38,8 +38,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import origin, save  # noqa: E402
 from common import meters  # noqa: E402
 from common.conv4 import BLOCKS  # noqa: E402
-from common.episodes import UsageError  # noqa: E402
 from common.run import command  # noqa: E402
+from common.shards import UsageError  # noqa: E402
 
 WIDTHS = {"omniglot": 64, "miniimagenet": 32}
 HEADS = ((5, 1, 64), (5, 5, 800), (20, 1, 64), (20, 5, 1600))  # ways, shots, features

@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import SCRIPTS, save, training  # noqa: E402
 from common import meters  # noqa: E402
-from common.episodes import UsageError  # noqa: E402
 from common.run import command  # noqa: E402
+from common.shards import UsageError  # noqa: E402
 
 SKIPPED = 50  # first steps, in which memory is faulted in
 

@@ -6,19 +6,14 @@ T tasks, N ways, K shots, S = N K support images and Q query images a task, B im
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import h5py
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_prep.shards import VERSION, build_command
-
-
-class UsageError(ValueError):
-    """What the person at the keyboard can mend: one line with the value, what was expected, and the mend."""
+from common.augment import Warp, warp
+from common.shards import UsageError, read_shard
 
 
 @dataclass
@@ -46,29 +41,6 @@ class Episode:
     def x_query(self) -> Tensor:
         """(T, Q, C, H, W)"""
         return self.images[self.query]
-
-
-class Warp(NamedTuple):
-    """Random augmentation: an affine map and a change of colour for each training image; the defaults change nothing.
-
-    What all images of a class in a batch undergo alike makes it another class, of which there are never enough.
-    """
-
-    flip: bool = False  # mirror left and right, half of the time
-    rotate: float = 0.0  # by up to so many degrees either way
-    zoom: float = 0.0  # by a factor of up to 1 + zoom either way, log-uniform
-    shift: float = 0.0  # by up to this share of the image either way
-    flip_class: bool = False  # mirror all images of a class alike, half of the classes
-    rotate_class: float = 0.0  # turn all images of a class alike, by up to so many degrees either way
-    jitter: float = 0.0  # change brightness, contrast and saturation by up to this share either way
-
-    @classmethod
-    def of(cls, options) -> "Warp":
-        """As options of these names say."""
-        return cls(*(getattr(options, name) for name in cls._fields))
-
-
-VIEWED = ("flip", "rotate", "zoom", "shift", "jitter")  # what leaves an image in its class: views of it differ by them
 
 
 class EpisodeLoader:
@@ -192,79 +164,6 @@ class EpisodeLoader:
             return pixels
         parts = (F.interpolate(x.float(), size, mode="bilinear", antialias=True) for x in pixels.split(1000))
         return torch.cat([part.round().clamp(0, 255).byte() for part in parts])
-
-
-def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray, np.ndarray]:
-    """(images as a memory map (n, C, H, W) uint8, class_start (classes + 1,), class names, mean (C,), std (C,)).
-
-    Raises UsageError, with the command that builds the file, where it is missing, cut short or not of this format.
-    """
-    build = f"build it: {build_command(path.parent)}"
-    if not path.exists():
-        there = ", ".join(sorted(file.parent.name for file in path.parent.parent.glob("[!.]*/test.h5"))) or "none"
-        raise UsageError(f"{path} isn't there (built data sets: {there}); {build}")
-    try:
-        with h5py.File(path) as file:
-            images, starts = file["images"], file["class_start"][:]
-            names = [str(name) for name in file["class_names"].asstr()[:]]
-            mean, std = file.attrs["mean"], file.attrs["std"]
-            offset, shape, dtype, version = images.id.get_offset(), images.shape, images.dtype, file.attrs["version"]
-    except (OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{path} is no whole data file ({str(error).splitlines()[0]}); {build}") from None
-    whole = (
-        version == VERSION and dtype == np.uint8 and len(shape) == 4 and offset is not None
-        and starts.ndim == 1 and len(starts) == len(names) + 1 > 1 and starts[0] == 0 and starts[-1] == shape[0]
-        and (np.diff(starts) > 0).all() and np.shape(mean) == np.shape(std) == shape[1:2]
-    )  # fmt: skip
-    if not whole:
-        raise UsageError(f"{path} holds images {dtype} {shape}, {len(names)} names: not the format expected; {build}")
-    return np.memmap(path, np.uint8, "r", offset, shape), starts.astype(np.int64), names, mean, np.maximum(std, 1e-3)
-
-
-def views(x: Tensor, n: int, how: Warp) -> Tensor:
-    """n views of every image of x (B, C, H, W): the image itself, then fixed draws of `how`, every other one mirrored
-    with `flip`. They are the same for all images, so that an image's views depend on nothing but itself, and differ
-    by what VIEWED names alone.   (n B, C, H, W), view by view"""
-    if n == 1:
-        return x
-    generator = torch.Generator(x.device).manual_seed(0)
-    single = Warp(**{name: getattr(how, name) for name in VIEWED if name != "flip"})
-    drawn = [warp(x, single, len(x), generator, alike=len(x)) for _ in range(n - 1)]
-    return torch.cat([x, *(view.flip(3) if how.flip and i % 2 == 0 else view for i, view in enumerate(drawn))])
-
-
-def warp(x: Tensor, how: Warp, images_a_class: int, generator: torch.Generator, alike: int = 1) -> Tensor:
-    """Every image of x (B, C, H, W) through its own random affine map and change of colour, or every `alike` images
-    through one.
-
-    What comes in from outside repeats the edge. Runs of `images_a_class` images are of one class.
-    """
-    B, C, H, W = x.shape
-
-    def uniform(limit, repeats=alike):  # (B,) in -limit..limit
-        values = torch.rand(B // repeats, generator=generator, device=x.device).repeat_interleave(repeats)
-        return (2 * values - 1) * limit
-
-    mirror = x.new_ones(B)
-    for flip, repeats in ((how.flip, 1), (how.flip_class, images_a_class)):
-        mirror = torch.where(uniform(1.0, repeats) > 0, mirror, -mirror) if flip else mirror
-    if any((how.rotate, how.zoom, how.shift, how.rotate_class)):
-        angle = np.pi / 180 * (uniform(how.rotate) + uniform(how.rotate_class, images_a_class))
-        scale = torch.exp(uniform(np.log1p(how.zoom)))
-        cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-        rows = [torch.stack([cos * mirror, -sin, 2 * uniform(how.shift)], -1)]
-        rows += [torch.stack([sin * mirror, cos, 2 * uniform(how.shift)], -1)]
-        grid = F.affine_grid(torch.stack(rows, 1).to(x.dtype), (B, C, H, W), align_corners=False)
-        x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-    elif how.flip or how.flip_class:
-        x = torch.where(mirror[:, None, None, None] > 0, x, x.flip(3))
-    if how.jitter:
-        brightness, contrast, saturation = (uniform(how.jitter)[:, None, None, None] for _ in range(3))
-        grey = x.mean(1, keepdim=True)
-        level = grey.mean((2, 3), keepdim=True)
-        # normalised images: a brightness of 0.1 is a tenth of the training images' standard deviation
-        x = level + brightness + (1 + contrast) * (grey - level + (1 + saturation) * (x - grey))
-    return x
 
 
 def _choose(among: int, k: int, generator: torch.Generator, rows: int, counts: Tensor | None = None) -> Tensor:

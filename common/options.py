@@ -13,11 +13,10 @@ from typing import Literal
 
 import tyro
 
+from common.augment import VIEWED
 from common.conv4 import BLOCKS
-from common.episodes import VIEWED, UsageError
-from data_prep.shards import NAME
+from common.shards import NAME, ROOT, UsageError
 
-ROOT = Path(__file__).resolve().parent.parent
 # What may differ from the run's own options: with --resume, and with --evaluate, what training doesn't depend on.
 RESUMED = {"resume", "device", "data_dir", "test_episodes"}
 TESTED = set(

@@ -29,9 +29,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import meters
+from common.augment import Warp
 from common.conv4 import Conv4
-from common.episodes import Episode, EpisodeLoader, UsageError, Warp
-from common.options import ROOT, Options
+from common.episodes import Episode, EpisodeLoader
+from common.options import Options
+from common.shards import ROOT, UsageError
 
 COLUMNS = (
     "step", "seconds", "train_loss", "train_accuracy", "gradient_norm", "val_accuracy", "val_ci95", "step_ms",

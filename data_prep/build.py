@@ -12,8 +12,8 @@ import h5py
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs as a script, from anywhere
 
+from common.shards import NAME, SPLITS, UsageError, build_command  # noqa: E402
 from data_prep import folder, miniimagenet, omniglot  # noqa: E402
-from data_prep.shards import NAME, SPLITS, DataError, build_command  # noqa: E402
 
 NEEDS = {
     "glyphs": "no files: it is drawn from matplotlib's fonts",
@@ -26,7 +26,7 @@ SIZES = range(8, 1025)
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        raise DataError(f"{message}; see python data_prep/build.py --help")
+        raise UsageError(f"{message}; see python data_prep/build.py --help")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -58,18 +58,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def build(options: argparse.Namespace) -> Path:
-    """Build `options.dataset` and return its folder; raises DataError for what doesn't fit together or isn't there."""
+    """Build `options.dataset` and return its folder; raises UsageError for what doesn't fit together or isn't there."""
     name, raw = options.dataset, options.raw
     command = f"python data_prep/build.py --dataset {name}"
     alike = [known for known in NEEDS if re.sub(r"[\W_]", "", name.lower()) == known and name != known]
     if alike:
-        raise DataError(f"--dataset {name}: did you mean --dataset {alike[0]}?")
+        raise UsageError(f"--dataset {name}: did you mean --dataset {alike[0]}?")
     if name not in NEEDS and not raw:
-        raise DataError(f"--dataset {name}: unknown; expected {', '.join(NEEDS)}, or {command} --raw FOLDER_OF_CLASSES")
+        raise UsageError(
+            f"--dataset {name}: unknown; expected {', '.join(NEEDS)}, or {command} --raw FOLDER_OF_CLASSES"
+        )
     if not re.fullmatch(NAME, name):
-        raise DataError(f"--dataset {name}: expected a name of letters, digits and . _ + -, as it becomes a folder")
+        raise UsageError(f"--dataset {name}: expected a name of letters, digits and . _ + -, as it becomes a folder")
     if options.seed is not None and options.seed < 0:
-        raise DataError(f"--seed {options.seed}: expected 0 or more")
+        raise UsageError(f"--seed {options.seed}: expected 0 or more")
     own = name not in NEEDS
     for option, given, fits in (
         ("--raw", raw, name != "glyphs"),
@@ -80,12 +82,12 @@ def build(options: argparse.Namespace) -> Path:
         ("--grayscale", options.grayscale, own),
     ):
         if given and not fits:
-            raise DataError(f"{option}: {name} has no such choice, its format is fixed; leave {option} out")
+            raise UsageError(f"{option}: {name} has no such choice, its format is fixed; leave {option} out")
     for path in raw or ():
         if not path.exists():
-            raise DataError(f"--raw {path}: no such file or folder; check the path")
+            raise UsageError(f"--raw {path}: no such file or folder; check the path")
     if raw and len(raw) > 1 and name != "omniglot":
-        raise DataError(f"--raw {' '.join(map(str, raw))}: expected one folder or archive; put them into one folder")
+        raise UsageError(f"--raw {' '.join(map(str, raw))}: expected one folder or archive; put them into one folder")
 
     if name == "glyphs":
         from data_prep import glyphs  # here, because nothing else needs matplotlib
@@ -93,15 +95,15 @@ def build(options: argparse.Namespace) -> Path:
         return glyphs.build(options.data_dir)
     if name == "omniglot":
         if options.split not in (None, "vinyals", "lake"):
-            raise DataError(f"--split {options.split}: expected vinyals or lake, as in {command} --split lake")
+            raise UsageError(f"--split {options.split}: expected vinyals or lake, as in {command} --split lake")
         raw = raw or [omniglot.download(options.data_dir)]
         return omniglot.build(options.data_dir, raw, options.split or "vinyals", options.seed or 0)
     if name == "miniimagenet":
         if not raw:
-            raise DataError(f"--dataset {name}: --raw is missing; expected {command} --raw PATH, {NEEDS[name]}")
+            raise UsageError(f"--dataset {name}: --raw is missing; expected {command} --raw PATH, {NEEDS[name]}")
         return miniimagenet.build(options.data_dir, raw[0], options.csv)
     if options.size is not None and options.size not in SIZES:
-        raise DataError(f"--size {options.size}: expected {SIZES[0]} to {SIZES[-1]} pixels a side, as in --size 84")
+        raise UsageError(f"--size {options.size}: expected {SIZES[0]} to {SIZES[-1]} pixels a side, as in --size 84")
     if options.split:
         folder.parse_shares(options.split)  # before a large archive is opened
     return folder.build(
@@ -110,14 +112,14 @@ def build(options: argparse.Namespace) -> Path:
 
 
 def summary(built: Path) -> str:
-    """The classes and images of each split, and the size on disk; raises DataError where the build isn't whole."""
+    """The classes and images of each split, and the size on disk; raises UsageError where the build isn't whole."""
     parts = []
     for split in SPLITS:
         try:
             with h5py.File(built / f"{split}.h5") as file:
                 images, classes = file["images"].shape[0], len(file["class_names"])
         except (OSError, KeyError):
-            raise DataError(f"{built / split}.h5 is missing or damaged") from None
+            raise UsageError(f"{built / split}.h5 is missing or damaged") from None
         parts.append(f"{split} {classes:,} classes, {images:,} images")
     mib = sum(file.stat().st_size for file in built.iterdir()) / 2**20
     return f"{' · '.join(parts)} · {mib:,.0f} MiB"
@@ -132,7 +134,7 @@ def list_all(data_dir: Path) -> None:
                 print(f"{name}: {summary(data_dir / name)}")
                 continue
             state = "not built"
-        except DataError as error:
+        except UsageError as error:
             state = str(error)
         needs = NEEDS.get(name, "its class folders of images")
         print(f"{name}: {state}; {build_command(data_dir / name)}\n    needs {needs}")
@@ -145,19 +147,19 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parse(arguments)
         if options.data_dir.exists() and not options.data_dir.is_dir():
-            raise DataError(f"--data-dir {options.data_dir}: is a file, expected a folder or a new name")
+            raise UsageError(f"--data-dir {options.data_dir}: is a file, expected a folder or a new name")
         if options.dataset is None:
             given = {
                 k: v for k, v in vars(options).items() if k not in ("dataset", "data_dir") and v not in (None, False)
             }
             for name in given:
-                raise DataError(f"--{name}: of which set? add --dataset, one of {', '.join(NEEDS)}")
+                raise UsageError(f"--{name}: of which set? add --dataset, one of {', '.join(NEEDS)}")
             list_all(options.data_dir)
             return 0
         built = build(options)
         print(f"{options.dataset}: {summary(built)} · {time.perf_counter() - started:.0f} s · {built}")
         return 0
-    except DataError as error:
+    except UsageError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except OSError as error:  # no right to write, the disk is full

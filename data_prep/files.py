@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from data_prep.shards import DataError
+from common.shards import UsageError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 PICKLE_SUFFIXES = (".pkl", ".pickle")
@@ -36,7 +36,7 @@ def open_files(path: Path) -> Iterator[Files]:
     A compressed tar can't be read at random, so it is first expanded to one nameless temporary file (a tar, still not
     its members). A tar within a tar reads as a folder named after it, as does each archive of a folder that has no
     images of its own (as ILSVRC2012_img_train.tar holds a tar a class).
-    Raises DataError where `path` isn't there, is no archive or a damaged one, and for a member that is a link or that
+    Raises UsageError where `path` isn't there, is no archive or a damaged one, and for a member that is a link or that
     climbs out.
     """
     with ExitStack() as stack:
@@ -47,11 +47,11 @@ def open_files(path: Path) -> Iterator[Files]:
                     within = _archive(path / name, stack)
                     files |= {f"{_without_suffix(name)}/{inner}": opener for inner, opener in within.items()}
         elif not path.exists():
-            raise DataError(f"--raw {path}: no such file or folder; check the path")
+            raise UsageError(f"--raw {path}: no such file or folder; check the path")
         elif path.name.lower().endswith(ARCHIVE_SUFFIXES):
             files = _archive(path, stack)
         else:
-            raise DataError(f"--raw {path}: expected a folder or an archive ({' '.join(ARCHIVE_SUFFIXES)})")
+            raise UsageError(f"--raw {path}: expected a folder or an archive ({' '.join(ARCHIVE_SUFFIXES)})")
         yield {name: files[name] for name in sorted(files)}
 
 
@@ -74,13 +74,13 @@ def read(files: Files, name: str) -> bytes:
         with files[name]() as file:
             return file.read()
     except (*BROKEN, RuntimeError, NotImplementedError) as error:  # the last two: an encrypted or exotic zip
-        raise DataError(f"{name}: can't be read from its archive ({error}); fetch the archive again") from None
+        raise UsageError(f"{name}: can't be read from its archive ({error}); fetch the archive again") from None
 
 
 def read_images(files: Files, names: Iterable[str], convert: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     """Decode images in the order of `names`, which `convert` makes one size: uint8 (n, C, H, W), C = 1 for mode L.
 
-    Raises DataError naming the first file that is no whole image.
+    Raises UsageError naming the first file that is no whole image.
     """
     blocks = []
     for name in names:
@@ -88,7 +88,7 @@ def read_images(files: Files, names: Iterable[str], convert: Callable[[Image.Ima
             with Image.open(io.BytesIO(read(files, name))) as image:
                 pixels = np.asarray(convert(image))
         except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            raise DataError(f"{name}: unreadable as an image ({error}); fetch it again, or remove it") from None
+            raise UsageError(f"{name}: unreadable as an image ({error}); fetch it again, or remove it") from None
         blocks.append(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
     return np.stack(blocks)
 
@@ -137,16 +137,16 @@ def _archive(path: Path, stack: ExitStack) -> Files:
             return _zip(path, stack)
         return _tar(_plain_tar(path, stack), path, stack)
     except BROKEN as error:
-        raise DataError(f"{path}: damaged, or not an archive ({error}); fetch it again") from None
+        raise UsageError(f"{path}: damaged, or not an archive ({error}); fetch it again") from None
 
 
 def _refuse_unsafe(archive: Path, name: str, plain: bool) -> None:
     """No member is ever written under its name; but an archive with one that climbs out isn't what it claims to be."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if ".." in parts or parts and (parts[0].startswith("/") or parts[0].endswith(":")):
-        raise DataError(f"{archive}: refused, its member {name!r} climbs out; expected relative names; fetch it again")
+        raise UsageError(f"{archive}: refused, its member {name!r} climbs out; expected relative names; fetch it again")
     if not plain:
-        raise DataError(f"{archive}: refused, its member {name!r} is a link or device; expected files; pack it again")
+        raise UsageError(f"{archive}: refused, its member {name!r} is a link or device; expected files; pack it again")
 
 
 def _zip(path: Path, stack: ExitStack) -> Files:

@@ -20,7 +20,8 @@ import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from data_prep.shards import SPLITS, Split, write
+from common.shards import SPLITS, Split
+from data_prep.output import write
 
 SIZE = 28  # pixels a side
 DRAWINGS = 20  # a class, as in Omniglot

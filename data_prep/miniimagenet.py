@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from common.shards import SPLITS, Split, UsageError
 from data_prep import unpickle
 from data_prep.files import Files, a_few, is_image, is_pickle, open_files, read, read_images, squared
-from data_prep.shards import SPLITS, DataError, Split, write
+from data_prep.output import write
 
 PER_CLASS = 600
 SIZE = 84
@@ -34,7 +35,7 @@ def build(data_dir: Path, raw: Path, csv_folder: Path | None = None) -> Path:
     """Build `DATA_DIR/miniimagenet` from a folder or an archive in any layout above; `csv_folder` brings csv files.
 
     Classes are sorted by WordNet id, images by file name, or as they stand in a pickle. Pickles are held in memory
-    (1.3 GB). Returns the folder. Raises DataError naming what is missing, too much, or unreadable.
+    (1.3 GB). Returns the folder. Raises UsageError naming what is missing, too much, or unreadable.
     """
     if raw.is_file() and (is_pickle(raw.name) or raw.suffix == ".csv"):
         raw = raw.parent  # one of three files stands for all of them
@@ -66,7 +67,7 @@ def known_split() -> dict[str, list[str]]:
 
 
 def _refuse_other_counts(counts: Counter, expected: list[str], raw: Path) -> None:
-    """Raises DataError unless there are `PER_CLASS` images of each expected class, and no other class."""
+    """Raises UsageError unless there are `PER_CLASS` images of each expected class, and no other class."""
     missing = sorted(set(expected) - set(counts))
     extra = sorted(set(counts) - set(expected))
     other = [f"{wnid} has {counts[wnid]}" for wnid in expected if wnid in counts and counts[wnid] != PER_CLASS]
@@ -78,7 +79,7 @@ def _refuse_other_counts(counts: Counter, expected: list[str], raw: Path) -> Non
     if other:
         faults.append(f"{len(other)} classes with other than {PER_CLASS} images: {a_few(other)}")
     if faults:
-        raise DataError(
+        raise UsageError(
             f"--raw {raw}: {'; '.join(faults)}; expected {len(expected)} classes of {PER_CLASS} images; complete it "
             "(an ILSVRC-2012 train folder needs the three csv files too: --csv FOLDER)"
         )
@@ -96,7 +97,7 @@ def _tables(files: Files, csv_folder: Path | None, raw: Path) -> list[tuple[str,
         if not found.keys() & set(wanted):
             return []
     if missing := [name for name in wanted if name not in found]:
-        raise DataError(f"{where}: {a_few(missing)} missing, expected {a_few(wanted)}; add what is missing")
+        raise UsageError(f"{where}: {a_few(missing)} missing, expected {a_few(wanted)}; add what is missing")
     rows = []
     for name in wanted:
         data = found[name].read_bytes() if csv_folder else read(files, found[name])
@@ -105,20 +106,20 @@ def _tables(files: Files, csv_folder: Path | None, raw: Path) -> list[tuple[str,
             table = csv.DictReader(text)
             header, listed = list(table.fieldnames or ()), list(table)
         except csv.Error as error:
-            raise DataError(f"{found[name]}: {error}, expected filename,label; get Ravi's csv files") from None
+            raise UsageError(f"{found[name]}: {error}, expected filename,label; get Ravi's csv files") from None
         if not {"filename", "label"} <= set(header):
             header = ",".join(header)[:60]
-            raise DataError(f"{found[name]}: starts with {header!r}, expected filename,label; get Ravi's csv files")
+            raise UsageError(f"{found[name]}: starts with {header!r}, expected filename,label; get Ravi's csv files")
         for number, row in enumerate(listed, 2):
             file, wnid = row["filename"] or "", row["label"] or ""
             if not file or not WNID.fullmatch(wnid) or WNID.match(file) and not file.startswith(wnid):
-                raise DataError(
+                raise UsageError(
                     f"{found[name]} line {number}: {file!r},{wnid!r}, expected a file name and a WordNet id such as "
                     "n01532829; get Ravi's csv files"
                 )
             rows.append((file, wnid))
     if twice := [file for file, count in Counter(file for file, _ in rows).items() if count > 1]:
-        raise DataError(f"{where}: {len(twice)} images listed twice: {a_few(twice)}; get Ravi's csv files")
+        raise UsageError(f"{where}: {len(twice)} images listed twice: {a_few(twice)}; get Ravi's csv files")
     return rows
 
 
@@ -145,13 +146,13 @@ def _from_csv(files: Files, rows: list[tuple[str, str]], raw: Path) -> dict[str,
         else:
             classes.setdefault(wnid, []).append(name)
     if missing:
-        raise DataError(
+        raise UsageError(
             f"--raw {raw}: {len(missing)} of the {len(rows)} images that the csv files list are missing: "
             f"{a_few(missing)}; complete it, or get the archive again"
         )
     if not ilsvrc:  # which holds a thousand classes, and of these 1300 images
         if extra := sorted(images.keys() - {file for file, _ in rows}):
-            raise DataError(f"--raw {raw}: {len(extra)} images that no csv file lists: {a_few(extra)}; remove them")
+            raise UsageError(f"--raw {raw}: {len(extra)} images that no csv file lists: {a_few(extra)}; remove them")
     return classes
 
 
@@ -166,7 +167,7 @@ def _from_class_folders(files: Files, raw: Path) -> dict[str, list[str]]:
             stray.append(name)
     if stray or not classes:
         what = f"{len(stray)} images outside WNID folders ({a_few(stray)}) and no csv files" if stray else "no images"
-        raise DataError(f"--raw {raw}: {what}; expected a folder or an archive of {LAYOUTS}; complete it")
+        raise UsageError(f"--raw {raw}: {what}; expected a folder or an archive of {LAYOUTS}; complete it")
     return {wnid: sorted(names, key=lambda name: name.rsplit("/", 1)[-1]) for wnid, names in classes.items()}
 
 
@@ -180,7 +181,7 @@ def _from_pickles(files: Files, known: dict[str, list[str]], raw: Path) -> tuple
         try:
             images, classes = _pickle_classes(content, name, known)
         except (TypeError, ValueError, AttributeError, KeyError) as error:
-            raise DataError(f"{name}: not the arrays of mini-ImageNet ({error}); get another copy") from None
+            raise UsageError(f"{name}: not the arrays of mini-ImageNet ({error}); get another copy") from None
         for wnid, numbers in classes.items():
             rows.setdefault(wnid, []).append((images, numbers))
 
@@ -203,19 +204,19 @@ def _pickle_classes(content, name: str, known: dict[str, list[str]]) -> tuple[np
         classes = {wnid_of[label]: np.flatnonzero(labels == label) for label in wnid_of}
     else:
         keys = a_few(sorted(map(str, content)))
-        raise DataError(
+        raise UsageError(
             f"{name}: holds {keys or 'no dictionary'}, expected image_data and class_dict, or data and labels; "
             "get another copy"
         )
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.shape[1:] != (SIZE, SIZE, 3):
-        raise DataError(f"{name}: images {images.dtype} {images.shape}, expected uint8 (N, {SIZE}, {SIZE}, 3)")
+        raise UsageError(f"{name}: images {images.dtype} {images.shape}, expected uint8 (N, {SIZE}, {SIZE}, 3)")
     classes = {
         wnid.decode() if isinstance(wnid, bytes) else str(wnid): np.asarray(rows) for wnid, rows in classes.items()
     }
     for wnid, rows in classes.items():
         if rows.ndim != 1 or rows.dtype.kind not in "iu" or not np.all((rows >= 0) & (rows < len(images))):
-            raise DataError(f"{name}: class {wnid} isn't a list of rows of its {len(images)} images; get another copy")
+            raise UsageError(f"{name}: class {wnid} isn't a list of rows of its {len(images)} images; get another copy")
     return images, classes
 
 
@@ -231,7 +232,7 @@ def _wnid_of_label(labels: np.ndarray, names, name: str, known: dict[str, list[s
         # The authors numbered classes in the order of their WordNet ids, a split after the other; gaps say otherwise.
         if len(distinct) == len(wnids) and distinct[-1] - distinct[0] == len(wnids) - 1:
             return dict(zip(distinct, wnids, strict=True))
-    raise DataError(
+    raise UsageError(
         f"{name}: {len(distinct)} labels without catname2label, from which the WordNet ids don't follow; expected "
         f"{' / '.join(str(len(known[s])) for s in SPLITS)} consecutive labels in a file named after train, val or "
         "test; build from the images"

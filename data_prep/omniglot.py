@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from common.shards import SPLITS, Split, UsageError
 from data_prep.files import Files, a_few, open_files, read_images
-from data_prep.shards import SPLITS, DataError, Split, write
+from data_prep.output import write
 
 PARTS = ("images_background", "images_evaluation")
 ZIPS = tuple(f"{part}.zip" for part in PARTS)
@@ -33,7 +34,7 @@ def build(data_dir: Path, raws: list[Path], split: str = "vinyals", seed: int = 
     split: "vinyals" takes the 1028 / 172 / 423 base characters of Vinyals et al. (2016); "lake" tests on
     images_evaluation, and holds a fifth of the alphabets of images_background out as val, drawn with `seed`. In both a
     character gives four classes, one a rotation. Returns the folder.
-    Raises DataError where a part, a character or a drawing is missing, or a drawing is unreadable.
+    Raises UsageError where a part, a character or a drawing is missing, or a drawing is unreadable.
     """
     with ExitStack() as stack:
         files = {}
@@ -58,7 +59,7 @@ def build(data_dir: Path, raws: list[Path], split: str = "vinyals", seed: int = 
 def download(data_dir: Path) -> Path:
     """Fetch the two zips through torchvision into `DATA_DIR/omniglot-py`, unless they are there; returns that folder.
 
-    Raises DataError where that fails, and then leaves nothing behind.
+    Raises UsageError where that fails, and then leaves nothing behind.
     """
     folder = data_dir / "omniglot-py"
     if all((folder / name).exists() for name in ZIPS):
@@ -78,7 +79,7 @@ def download(data_dir: Path) -> Path:
             for name in ZIPS:
                 shutil.move(Path(temporary, Omniglot.folder, name), folder / name)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
-        raise DataError(
+        raise UsageError(
             f"Omniglot couldn't be downloaded ({error}); fetch {ZIPS[0]} and {ZIPS[1]} from "
             f"{Omniglot.download_url_prefix}, put both into {folder}, and run "
             f"python data_prep/build.py --dataset omniglot --raw {folder}"
@@ -108,13 +109,13 @@ def _characters(files: Files, shown: str) -> tuple[dict[str, list[str]], dict[st
             part_of[match[2]] = match[1]
     for part, zip_name in zip(PARTS, ZIPS, strict=True):
         if part not in part_of.values():
-            raise DataError(
+            raise UsageError(
                 f"--raw {shown}: no {part}/ALPHABET/characterNN/*.png, expected both {ZIPS[0]} and {ZIPS[1]}, or what "
                 f"they hold; add {zip_name}"
             )
     odd = [f"{c} has {len(names)}" for c, names in characters.items() if len(names) != DRAWINGS]
     if odd:
-        raise DataError(
+        raise UsageError(
             f"--raw {shown}: expected {DRAWINGS} drawings a character, but {len(odd)} characters have others: "
             f"{a_few(odd)}; extract the zips again"
         )
@@ -132,7 +133,7 @@ def _vinyals(characters: dict[str, list[str]], shown: str) -> dict[str, list[str
     expected = {character for s in SPLITS for character in chosen[s]}
     for what, odd in (("missing", expected - set(characters)), ("unknown", set(characters) - expected)):
         if odd:
-            raise DataError(
+            raise UsageError(
                 f"--raw {shown}: {len(odd)} characters {what}: {a_few(sorted(odd))}; expected the {len(expected)} of "
                 "both zips; extract them again"
             )

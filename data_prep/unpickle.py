@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from common.shards import UsageError
 from data_prep.files import BROKEN
-from data_prep.shards import DataError
 
 # What Unpickler raises for bytes that are no pickle, or lead numpy astray.
 UNREADABLE = (pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, ImportError, ArithmeticError)
@@ -23,7 +23,7 @@ class _Dtype:
 
     def __init__(self, text: str, *_):
         if not isinstance(text, str) or not PLAIN.fullmatch(text):
-            raise DataError(f"holds an array of dtype {text!r}")
+            raise UsageError(f"holds an array of dtype {text!r}")
         self.value = np.dtype(text)
 
     def __setstate__(self, state: tuple):
@@ -73,7 +73,7 @@ GIVEN = {
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         if (module, name) not in GIVEN:
-            raise DataError(f"asks for {module}.{name}")
+            raise UsageError(f"asks for {module}.{name}")
         return GIVEN[module, name]
 
 
@@ -81,14 +81,14 @@ def load(file: BinaryIO, name: str):
     """What the pickle `file` holds: numpy arrays of numbers or text, numbers, text and containers; Python 2's text is
     read as latin1.
 
-    Raises DataError where it isn't whole, or asks for another function or class, which is then not even imported.
+    Raises UsageError where it isn't whole, or asks for another function or class, which is then not even imported.
     """
     try:
         return _ArraysOnly(file, encoding="latin1").load()
-    except DataError as error:
-        raise DataError(
+    except UsageError as error:
+        raise UsageError(
             f"{name}: refused, the pickle {error}, expected numpy arrays of numbers or text and plain containers only; "
             "get it from elsewhere, or build from the images"
         ) from None
     except (*BROKEN, *UNREADABLE) as error:
-        raise DataError(f"{name}: not a whole pickle ({error}); fetch it again") from None
+        raise UsageError(f"{name}: not a whole pickle ({error}); fetch it again") from None

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep import glyphs, shards
+from common import shards
+from data_prep import glyphs, output
 
 torch.set_num_threads(1)  # the tests' networks are too small to share out
 
@@ -26,7 +27,7 @@ def write_set(data_dir: Path, name: str, classes=(12, 8, 9), counts=(20, 24), sh
         )
         return shards.Split([f"{name}/class{c:02d}" for c in range(n)], sizes, blocks)
 
-    return shards.write(data_dir, name, {s: split(s, n) for s, n in zip(shards.SPLITS, classes)}, "made by the tests")
+    return output.write(data_dir, name, {s: split(s, n) for s, n in zip(shards.SPLITS, classes)}, "made by the tests")
 
 
 @pytest.fixture(scope="session")

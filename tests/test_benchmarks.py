@@ -13,8 +13,7 @@ from torch.func import functional_call
 
 import maml
 from benchmarks import compare, run, steady, worker
-from common.episodes import UsageError
-from common.options import ROOT
+from common.shards import ROOT, UsageError
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ import maml
 import reptile
 from common import meters
 from common import run as frame
-from common.options import ROOT
+from common.shards import ROOT
 from tests.conftest import write_set
 
 # Every script, with settings at which it learns `toy` in a moment; all but the first are tested among the slow ones.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.conv4 import BLOCKS, Convolve, Normalise, Pool
 from common.episodes import EpisodeLoader
-from common.options import ROOT
+from common.shards import ROOT
 from common.solvers import newton_head
 from tests.gradients import a_model, an_episode, gradients_of
 from tests.test_scripts import every_script

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import build, files, miniimagenet, omniglot, shards, unpickle
+from common import shards
+from data_prep import build, files, miniimagenet, omniglot, output, unpickle
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -207,7 +208,7 @@ def test_every_layout_of_miniimagenet_builds_the_same_images_and_leaves_the_raw_
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("miniimagenet: train 3 classes, 12 images · val 1 classes, 4 images · test 1 classes, 4 im")
     assert {p.name for p in (tmp_path / "data").iterdir()} == {"miniimagenet"}
-    assert {p.name for p in (tmp_path / "data" / "miniimagenet").iterdir()} == shards.FILES
+    assert {p.name for p in (tmp_path / "data" / "miniimagenet").iterdir()} == set(output.FILES)
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -344,7 +345,7 @@ def test_a_pickle_that_forges_an_arrays_memory_is_refused(forged):
     data = pickle.dumps({"data": forged}, 2)
     try:
         read = unpickle.load(io.BytesIO(data), "name")
-    except shards.DataError:
+    except shards.UsageError:
         return
     assert read["data"].shape == (0,) and read["data"].dtype == np.int8  # which no other content followed
 
@@ -811,7 +812,7 @@ def test_a_build_that_is_cut_off_leaves_what_was_there(error, status, tmp_path, 
     def cut_off(*arguments):
         raise error
 
-    monkeypatch.setattr(shards, "preview", cut_off)  # the last thing before the new files take the old ones' place
+    monkeypatch.setattr(output, "preview", cut_off)  # the last thing before the new files take the old ones' place
     assert run("data", "--seed", "1") == run("new/data") == status
     assert capsys.readouterr().err.count("\n") == 2
     assert contents(tmp_path) == before and not (tmp_path / "new").exists()

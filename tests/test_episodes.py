@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.episodes import EpisodeLoader, UsageError, Warp, views, warp
+from common.augment import Warp, views, warp
+from common.episodes import EpisodeLoader
+from common.shards import UsageError
 
 POOLS = (None, (8, 12))
 

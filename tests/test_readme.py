@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from common.options import ROOT, parse
+from common.options import parse
+from common.shards import ROOT
 
 README = (ROOT / "README.md").read_text()
 RESULTS = sorted((ROOT / "results").glob("*/result.json"))

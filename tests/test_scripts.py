@@ -14,9 +14,10 @@ import imaml
 import maml
 import reptile
 from common import meters
-from common.episodes import EpisodeLoader, Warp, views
-from common.options import ROOT
+from common.augment import Warp, views
+from common.episodes import EpisodeLoader
 from common.run import backbone_precision
+from common.shards import ROOT
 from tests.gradients import a_model, an_episode, gradients_of
 
 SCRIPTS = (convex_imaml, convex_maml, maml, imaml, reptile, cavia)

@@ -1,6 +1,6 @@
-"""The files that a build leaves: `DATA_DIR/NAME/{train,val,test}.h5`, with `preview.png` beside them.
+"""The .h5 files of a data set, DATA_DIR/NAME/{train,val,test}.h5, written and read. Nothing else knows their format.
 
-Each .h5 file holds
+Each file holds
   images       uint8 (n, C, H, W), sorted by class, stored as one contiguous block so that it can be memory-mapped
   class_start  int64 (classes + 1), class c owns images[class_start[c]:class_start[c + 1]]
   class_names  one string a class
@@ -9,27 +9,22 @@ and the attributes `source`, `split`, `mean` and `std` (of the training images, 
 """
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = 1
 NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"  # of a data set, as it becomes a folder
 SPLITS = ("train", "val", "test")
-FILES = {*(f"{split}.h5" for split in SPLITS), "preview.png"}
 
 
-class DataError(Exception):
-    """Something a person can mend; the message is one line: the value, what was expected, the mend."""
+class UsageError(Exception):
+    """What the person at the keyboard can mend: one line with the value, what was expected, and the mend."""
 
 
 def build_command(folder: Path) -> str:
@@ -51,39 +46,12 @@ class Split:
     images: Iterable[np.ndarray]
 
 
-def write(data_dir: Path, name: str, splits: dict[str, Split], source: str) -> Path:
-    """Write the three files and the preview beside the final folder, and rename them into it when all are whole.
+def write_shard(path: Path, split: str, content: Split, source: str, moments: tuple | None = None) -> tuple:
+    """Write one file. `moments` are the training images' (mean (C,), std (C,)), computed from these images when None,
+    and returned.
 
-    `splits` has the keys train, val and test. Returns the folder. A run that is interrupted leaves what was there
-    before. Raises DataError where a class has another number of images, or images of another size, than was promised,
-    and where the final folder holds anything but an earlier build.
+    Raises UsageError where a class has another number of images, or images of another size, than was promised.
     """
-    folder = data_dir / name
-    if folder.exists():
-        if not folder.is_dir() or (foreign := sorted(p.name for p in folder.iterdir() if p.name not in FILES)):
-            what = f"holds {foreign[0]}" if folder.is_dir() else "is a file"
-            raise DataError(f"{folder} {what}, expected nothing there but an earlier build; choose another --data-dir")
-    absent = [p for p in (data_dir, *data_dir.parents) if not p.exists()]
-    data_dir.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=data_dir))
-    try:
-        moments = None
-        for split in SPLITS:
-            moments = _write_split(partial / f"{split}.h5", split, splits[split], source, moments)
-        preview(partial / "train.h5", partial / "preview.png")
-        folder.mkdir(exist_ok=True)
-        for file in sorted(partial.iterdir()):
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        for path in absent:
-            if not any(path.iterdir()):
-                path.rmdir()
-    return folder
-
-
-def _write_split(path: Path, split: str, content: Split, source: str, moments):
-    """One .h5 file; `moments` are the training images' (mean, std), computed here when None, and returned."""
     starts = np.concatenate([[0], np.cumsum(content.counts)]).astype(np.int64)
     names = np.array(content.class_names, dtype=object)
     digest = hashlib.sha256()
@@ -95,7 +63,7 @@ def _write_split(path: Path, split: str, content: Split, source: str, moments):
             if images is None:
                 images = file.create_dataset("images", (starts[-1], *block.shape[1:]), np.uint8)
             if block.dtype != np.uint8 or block.shape != (stop - start, *images.shape[1:]):
-                raise DataError(
+                raise UsageError(
                     f"{split} class {class_name}: images {block.dtype} {block.shape}, expected uint8 "
                     f"{(int(stop - start), *images.shape[1:])}"
                 )
@@ -120,17 +88,28 @@ def _write_split(path: Path, split: str, content: Split, source: str, moments):
     return moments
 
 
-def preview(shard: Path, picture: Path, rows: int = 8, columns: int = 8) -> None:
-    """Draw a few images of a few classes, evenly spaced over the file, one class a row (the paper's Figure 1)."""
-    with h5py.File(shard) as file:
-        images, starts = file["images"], file["class_start"][:]
-        channels, height, width = images.shape[1:]
-        chosen = np.unique(np.linspace(0, len(starts) - 2, rows).astype(int))
-        sheet = np.full((len(chosen) * (height + 2), columns * (width + 2), channels), 128, np.uint8)
-        for row, c in enumerate(chosen):
-            for column, image in enumerate(images[starts[c] : min(starts[c + 1], starts[c] + columns)]):
-                y, x = row * (height + 2) + 1, column * (width + 2) + 1
-                sheet[y : y + height, x : x + width] = image.transpose(1, 2, 0)
-    scale = max(1, 512 // max(sheet.shape[:2]))
-    picture_image = Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet)
-    picture_image.resize((sheet.shape[1] * scale, sheet.shape[0] * scale), Image.NEAREST).save(picture)
+def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray, np.ndarray]:
+    """(images as a memory map (n, C, H, W) uint8, class_start (classes + 1,), class names, mean (C,), std (C,)).
+
+    Raises UsageError, with the command that builds the file, where it is missing, cut short or not of this format.
+    """
+    build = f"build it: {build_command(path.parent)}"
+    if not path.exists():
+        there = ", ".join(sorted(file.parent.name for file in path.parent.parent.glob("[!.]*/test.h5"))) or "none"
+        raise UsageError(f"{path} isn't there (built data sets: {there}); {build}")
+    try:
+        with h5py.File(path) as file:
+            images, starts = file["images"], file["class_start"][:]
+            names = [str(name) for name in file["class_names"].asstr()[:]]
+            mean, std = file.attrs["mean"], file.attrs["std"]
+            offset, shape, dtype, version = images.id.get_offset(), images.shape, images.dtype, file.attrs["version"]
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{path} is no whole data file ({str(error).splitlines()[0]}); {build}") from None
+    whole = (
+        version == VERSION and dtype == np.uint8 and len(shape) == 4 and offset is not None
+        and starts.ndim == 1 and len(starts) == len(names) + 1 > 1 and starts[0] == 0 and starts[-1] == shape[0]
+        and (np.diff(starts) > 0).all() and np.shape(mean) == np.shape(std) == shape[1:2]
+    )  # fmt: skip
+    if not whole:
+        raise UsageError(f"{path} holds images {dtype} {shape}, {len(names)} names: not the format expected; {build}")
+    return np.memmap(path, np.uint8, "r", offset, shape), starts.astype(np.int64), names, mean, np.maximum(std, 1e-3)
