@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.conv4 import Statistics
+from common.conv4 import Statistics, backbone
 from common.episodes import Episode, EpisodeLoader
 from common.options import Options, fixed_ways, parse
-from common.run import Run, backbone, command, gather, outcome, outer_optimizer
+from common.run import Run, command, gather, outcome, outer_optimizer
 
 
 @dataclass
@@ -61,40 +61,31 @@ class Model(nn.Module):
         nn.init.zeros_(self.film.bias)  # so that a context of zero is the plain network at first
         self.head = nn.Linear(self.backbone.size, fixed_ways(config), device=device)
 
-    def before_context(self, images: Tensor, statistics: str | Statistics) -> Tensor:
-        """What no context changes: images (B, C, H, W) up to the third layer's normalisation.   (B, width, h, w)"""
-        net = self.backbone
-        with net.autocast(images):
-            x = net.laid_out(images)
-            for block in net.blocks[:2]:
-                x = block(x, statistics)
-            return net.blocks[2].norm(net.blocks[2].before_norm(x), statistics)
-
-    def after_context(
-        self, h: Tensor, context: Tensor, statistics: Statistics | None = None, collected: Statistics | None = None
+    def logits(
+        self,
+        h: Tensor,
+        context: Tensor,
+        statistics: str | Statistics = "batch",
+        collected: Statistics | None = None,
     ) -> Tensor:
-        """Logits of T tasks' images at their contexts: h (T, n, width, h, w), context (T, c).   (T, n, N)
+        """Of T tasks' images at their contexts: h (T, n, width, h, w), which `backbone.below` gave, context (T, c).
+        (T, n, N)
 
         Every task's images are normalised by themselves, or by `statistics`, a pair a task as `collected` receives it.
         """
-        net, (T, n) = self.backbone, h.shape[:2]
         gamma, beta = self.film(context)[:, None, :, None, None].chunk(2, 2)  # (T, 1, width, 1, 1) each
-        with net.autocast(h):
-            x = net.laid_out(torch.addcmul(beta, 1 + gamma, h).flatten(0, 1))
-            x = net.blocks[3].before_norm(net.blocks[2].after_norm(x))
-            tasks = zip(x.split(n), statistics or ["batch"] * T)
-            x = net.blocks[3].after_norm(torch.cat([net.blocks[3].norm(t, s, collected) for t, s in tasks]))
-        return self.head(x.flatten(1).to(context.dtype)).unflatten(0, (T, n))
+        f = self.backbone.above(torch.addcmul(beta, 1 + gamma, h), statistics, collected)  # (T, n, d)
+        return self.head(f)
 
 
 def adapt(model: Model, h: Tensor, y: Tensor, steps: int, config: Config, second_order: bool = False) -> Tensor:
-    """c_k of every task, from `before_context` of its support images (T, S, width, h, w) and labels (T, S).   (T, c)
+    """c_k of every task, from `backbone.below` of its support images (T, S, width, h, w) and labels (T, S).   (T, c)
 
     Batch norm above the context has the statistics of a task's support set.
     """
     context = model.head.weight.new_zeros(len(h), config.context, requires_grad=True)
     for _ in range(steps):
-        logits = model.after_context(h, context)
+        logits = model.logits(h, context)
         loss = F.cross_entropy(logits.flatten(0, 1), y.flatten()) * len(h)  # a sum over tasks: each has its own c
         context = context - config.inner_rate * torch.autograd.grad(loss, context, create_graph=second_order)[0]
     return context
@@ -107,11 +98,11 @@ def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tenso
     task's support and query are normalised each by itself, as the tests do, and no task's context moves another's.
     Tasks are one batch of every convolution too, as they share its weights: only normalising goes task by task.
     """
-    h = model.before_context(episode.images, "batch")  # (B, width, h, w)
+    h = model.backbone.below(episode.images, "batch")  # (B, width, h, w)
     second_order = not config.first_order
     h_support, h_query = h[episode.support], h[episode.query]  # (T, S, width, h, w), (T, Q, width, h, w)
     context = adapt(model, h_support, episode.y_support, config.inner_steps, config, second_order)
-    logits = model.after_context(h_query, context)  # (T, Q, N)
+    logits = model.logits(h_query, context)  # (T, Q, N)
     loss = F.cross_entropy(logits.flatten(0, 1), episode.y_query.flatten())
     loss.backward()
     accuracy = (logits.detach().argmax(-1) == episode.y_query).float().mean()
@@ -126,17 +117,17 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
     the support set's statistics at the adapted context. Transductive: support and query each by their own batch's.
     """
     if transductive:
-        h_support = torch.stack([model.before_context(x, "batch") for x in episode.x_support])
-        h_query = torch.stack([model.before_context(x, "batch") for x in episode.x_query])
+        h_support = torch.stack([model.backbone.below(x, "batch") for x in episode.x_support])
+        h_query = torch.stack([model.backbone.below(x, "batch") for x in episode.x_query])
     else:
-        h = torch.cat([model.before_context(images, "running") for images in episode.images.split(200)])
+        h = torch.cat([model.backbone.below(images, "running") for images in episode.images.split(200)])
         h_support, h_query = h[episode.support], h[episode.query]  # (T, S, width, h, w), (T, Q, width, h, w)
     with torch.enable_grad():
         context = adapt(model, h_support, episode.y_support, config.test_inner_steps, config).detach()
-    statistics = None
+    statistics = "batch"
     if not transductive:
-        model.after_context(h_support, context, collected=(statistics := []))
-    return model.after_context(h_query, context, statistics)
+        model.logits(h_support, context, "batch", statistics := [])
+    return model.logits(h_query, context, statistics)
 
 
 # From here on all scripts are the same.

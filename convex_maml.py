@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.augment import Warp, views
-from common.conv4 import Statistics
+from common.conv4 import Statistics, backbone
 from common.episodes import Episode, EpisodeLoader
 from common.options import Options, fixed_ways, parse
-from common.run import Run, backbone, command, gather, outcome, outer_optimizer
+from common.run import Run, command, gather, outcome, outer_optimizer
 from common.shards import UsageError
 from common.solvers import ProximalHead
 

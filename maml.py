@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from common.conv4 import Statistics
+from common.conv4 import Statistics, backbone
 from common.episodes import Episode, EpisodeLoader
 from common.options import Options, fixed_ways, parse
-from common.run import Run, backbone, command, gather, outcome, outer_optimizer
+from common.run import Run, command, gather, outcome, outer_optimizer
 
 
 @dataclass

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from common import meters  # noqa: E402
 from common.conv4 import Conv4  # noqa: E402
 from common.episodes import Episode, EpisodeLoader  # noqa: E402
-from common.run import keep_memory  # noqa: E402
+from common.meters import keep_memory  # noqa: E402
 from common.solvers import newton_head  # noqa: E402
 
 CPU = torch.device("cpu")

@@ -1,9 +1,9 @@
-"""What a run reports of itself: accuracy with its confidence interval, time, memory, and the machine."""
+"""The machine: its device, precision and memory; and what a run reports: accuracy with its interval, time, memory."""
 
+import ctypes
 import math
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from common.shards import UsageError
 
 
 def mean_ci95(values: np.ndarray) -> tuple[float, float]:
@@ -32,16 +34,59 @@ def peak_mib(device: torch.device) -> float:
     """Largest memory so far in MiB: of the device's allocator on CUDA, else resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return resident_mib()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def resident_mib() -> float:
-    """Memory in MiB that this process has now (where there is /proc; elsewhere the most that it had)."""
+    """Memory in MiB that this process has now, where there is /proc; elsewhere no number (nan)."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     except OSError:
-        return peak_mib(torch.device("cpu"))
+        return math.nan
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory instead of returning it to the kernel and faulting it in again at every step, and
+    torch ask for huge pages; the latter alone where the C library has no mallopt. To be called before torch makes its
+    first tensor."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first tensor
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt:
+            M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+            mallopt(M_MMAP_MAX, 0)
+            mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def settled_device(name: str) -> torch.device:
+    """The device that --device names, "auto" being the first there is of cuda, mps and cpu.
+
+    Raises UsageError where this machine doesn't have it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        torch.zeros(1, device=name).item()
+        if name.startswith("cuda"):
+            torch.cuda.set_device(name)  # which collectives of several processes work on
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name}: {reason}; this machine can use --device auto or cpu") from None
+
+
+def settled_precision(name: str, device: torch.device) -> str:
+    """float32 or bfloat16, as --precision names it; "auto" is bfloat16 on CPUs that multiply it in hardware."""
+    if name == "auto":
+        return "bfloat16" if device.type == "cpu" and has_bfloat16() else "float32"
+    return name
 
 
 def has_bfloat16() -> bool:

@@ -6,7 +6,6 @@ curves.png. What is the same for all scripts is here; what an algorithm does is 
 
 import contextlib
 import csv
-import ctypes
 import dataclasses
 import importlib
 import io
@@ -30,7 +29,6 @@ from tqdm import tqdm
 
 from common import meters
 from common.augment import Warp
-from common.conv4 import Conv4
 from common.episodes import Episode, EpisodeLoader
 from common.options import Options
 from common.shards import ROOT, UsageError
@@ -65,8 +63,8 @@ class Run:
         self.config, self.script = config, Path(script)
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if config.keep_memory:
-            keep_memory()  # before torch makes its first tensor
-        self.device = _device(config.device)
+            meters.keep_memory()  # before torch makes its first tensor
+        self.device = meters.settled_device(config.device)
         self.batches = config.batches or self.world
         if self.batches % self.world or config.tasks % self.batches:
             raise UsageError(
@@ -220,7 +218,7 @@ class Run:
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__},
             "commit": meters.commit(self.script.resolve().parent),
             "processes": self.world,
-            "precision": str(backbone_precision(c, self.device)).removeprefix("torch."),
+            "precision": meters.settled_precision(c.precision, self.device),
             "hardware": meters.hardware(self.device),
         }
 
@@ -413,29 +411,6 @@ def gather(batches: list[dict[str, np.ndarray]], episodes: int) -> dict[str, np.
     return {k: np.concatenate([batch[k] for batch in in_order])[:episodes] for k in in_order[0]}
 
 
-def backbone(shape: tuple[int, int, int], config: Options, device: torch.device, running: int = 4) -> Conv4:
-    """Conv4 as the options say, its first `running` blocks with running averages.
-
-    Raises UsageError for images that are too small for it.
-    """
-    channels_last = config.channels_last and device.type in ("cpu", "cuda")
-    precision = backbone_precision(config, device)
-    try:
-        net = Conv4(
-            shape, config.width, config.block, channels_last, precision, running, config.keep_border, config.first_width
-        )
-        return net.to(device)
-    except ValueError as error:
-        raise UsageError(f"--dataset {config.dataset}: {error}; build it with a larger --size") from None
-
-
-def backbone_precision(config: Options, device: torch.device) -> torch.dtype:
-    wanted = config.precision
-    if wanted == "auto":
-        wanted = "bfloat16" if device.type == "cpu" and meters.has_bfloat16() else "float32"
-    return getattr(torch, wanted)
-
-
 def outer_optimizer(model: nn.Module, config: Options) -> torch.optim.Optimizer:
     """AdamW or plain SGD; weight decay isn't for biases, batch norm's and single numbers."""
     groups = [[p for p in model.parameters() if (p.dim() > 1) == decays] for decays in (True, False)]
@@ -444,18 +419,6 @@ def outer_optimizer(model: nn.Module, config: Options) -> torch.optim.Optimizer:
         [{"params": groups[0], "weight_decay": config.weight_decay}, {"params": groups[1], "weight_decay": 0.0}],
         lr=config.learning_rate,
     )
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed memory instead of returning it to the kernel and faulting it in again at every step, and
-    torch ask for huge pages; the latter alone where the C library has no mallopt."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first tensor
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt:
-            M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-            mallopt(M_MMAP_MAX, 0)
-            mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def curves(rows: list[dict[str, str]], picture: Path, title: str) -> None:
@@ -478,20 +441,6 @@ def curves(rows: list[dict[str, str]], picture: Path, title: str) -> None:
         axes.grid(alpha=0.3)
     figure.savefig(picture, dpi=110)
     plt.close(figure)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    try:
-        torch.zeros(1, device=name).item()
-        if name.startswith("cuda"):
-            torch.cuda.set_device(name)  # which collectives of several processes work on
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}; this machine can use auto or cpu") from None
 
 
 def _new_folder(wanted: Path | None, default: Path) -> Path:

@@ -22,7 +22,7 @@ def test_context_steps_are_those_of_gradient_descent_written_out(data_dir, secon
     """Three steps from zero at another rate than 1, each task by itself, on the plain blocks."""
     config = Config(width=4, context=6, inner_rate=3.0)
     model, episode = a_model(cavia, config).double(), an_episode(data_dir, torch.float64)
-    h, y = model.before_context(episode.images, "batch")[episode.support].detach(), episode.y_support
+    h, y = model.backbone.below(episode.images, "batch")[episode.support].detach(), episode.y_support
     found = adapt(model, h, y, 3, config, second_order)
     for task in range(3):
         c, losses = torch.zeros(6, dtype=torch.float64), []
@@ -43,9 +43,9 @@ def test_first_order_leaves_out_the_inner_gradients_derivative(data_dir):
     config = Config(width=4, context=6, first_order=True)
     model, episode = a_model(cavia, config).double(), an_episode(data_dir, torch.float64)
     first = gradients_of(cavia, model, episode, config)
-    h = model.before_context(episode.images, "batch")
+    h = model.backbone.below(episode.images, "batch")
     context = adapt(model, h[episode.support], episode.y_support, 2, config).detach()
-    logits = model.after_context(h[episode.query], context)
+    logits = model.logits(h[episode.query], context)
     loss = F.cross_entropy(logits.flatten(0, 1), episode.y_query.flatten())
     for (name, gradient), expected in zip(first.items(), torch.autograd.grad(loss, list(model.parameters()))):
         torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12, msg=name)
@@ -58,7 +58,7 @@ def test_context_is_zero_for_a_fresh_task_and_each_tasks_own(data_dir):
     config = Config(width=4, context=6)
     model, episode = a_model(cavia, config), an_episode(data_dir)
     model.eval()
-    h, y = model.before_context(episode.images, "running")[episode.support], episode.y_support
+    h, y = model.backbone.below(episode.images, "running")[episode.support], episode.y_support
     assert torch.equal(adapt(model, h, y, 0, config), torch.zeros(3, 6))
     together = adapt(model, h, y, 2, config)
     assert together.norm(dim=1).min() > 1e-4 and (together[0] - together[1]).norm() > 1e-5
@@ -72,8 +72,8 @@ def test_context_is_zero_for_a_fresh_task_and_each_tasks_own(data_dir):
 def test_a_context_of_zero_is_the_plain_network_before_training(data_dir):
     config = Config(width=4, context=6)
     model, episode = a_model(cavia, config), an_episode(data_dir)
-    h = model.before_context(episode.images, "batch")
-    logits = model.after_context(h[None], torch.zeros(1, 6))[0]  # one task, normalised by itself as below
+    h = model.backbone.below(episode.images, "batch")
+    logits = model.logits(h[None], torch.zeros(1, 6))[0]  # one task, normalised by itself as below
     plain = model.head(model.backbone(episode.images, "batch"))
     torch.testing.assert_close(logits, plain, rtol=1e-4, atol=1e-5)
 
@@ -101,7 +101,7 @@ def test_a_query_is_normalised_above_the_context_by_the_support_at_the_adapted_c
 
     for transductive in (False, True):
         below = "batch" if transductive else "running"
-        h, h_query = (model.before_context(x[0], below) for x in (episode.x_support, episode.x_query))
+        h, h_query = (model.backbone.below(x[0], below) for x in (episode.x_support, episode.x_query))
         c = adapt(model, h[None], episode.y_support, 2, config)
         third_and_fourth(h, c, "batch", support := [])
         expected = third_and_fourth(h_query, c, "batch" if transductive else support[0])

@@ -1,11 +1,16 @@
 """The backbone: the same function as the textbook one, and statistics that are those that were named."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from common.conv4 import BLOCKS, Conv4, Convolve, Normalise, Pool
+from common import conv4
+from common.conv4 import BLOCKS, Conv4
+from common.derivatives import batch_norm, convolve, max_pool
+from common.shards import UsageError
 
 
 def a_network(order, shape=(3, 32, 48), width=8, **options):
@@ -43,6 +48,39 @@ def test_blocks_equal_the_textbook_order_with_bias_and_late_pooling(order, chann
     f = net(x, "batch")
     assert f.shape == (10, net.size) == (10, 8 * 2 * 3) and f.std() > 0.1
     torch.testing.assert_close(f, textbook(net, x, order), rtol=0, atol=1e-9)
+
+
+def plain_batch_norm(x, weight, bias, running_mean, running_var, momentum, eps):
+    y = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
+    var, mean = torch.var_mean(x.detach(), (0, 2, 3), correction=0)
+    return y, mean, (var + eps).rsqrt()
+
+
+@pytest.mark.parametrize("tasks", (False, True))
+@pytest.mark.parametrize("order", BLOCKS)
+def test_without_the_closed_form_derivatives_the_network_gives_the_same_numbers(order, tasks, monkeypatch):
+    """Features, statistics, running averages, gradients, and products with the Hessian, by torch's functions alone."""
+    net, x = a_network(order, running=0 if tasks else 4, channels_last=True)
+    weights = dict(net.named_parameters())
+    if tasks:
+        weights = {n: torch.stack([p, p.flip(0)]).detach().requires_grad_() for n, p in weights.items()}
+        x = x.view(2, 5, *x.shape[1:])
+
+    def numbers():
+        f = functional_call(net, weights, (x, "batch", statistics := []))
+        first = torch.autograd.grad(f.sin().sum(), tuple(weights.values()), create_graph=True)
+        second = torch.autograd.grad(sum(g.cos().sum() for g in first), tuple(weights.values()))
+        return [f, *first, *second, *(v for pair in statistics for v in pair), *(b.clone() for b in net.buffers())]
+
+    start = copy.deepcopy(net.state_dict())
+    ours = numbers()
+    net.load_state_dict(start)
+    monkeypatch.setattr(conv4, "batch_norm", plain_batch_norm)
+    monkeypatch.setattr(conv4, "convolve", lambda x, weight, groups: F.conv2d(x, weight, padding=1, groups=groups))
+    monkeypatch.setattr(conv4, "max_pool", lambda x, keep_border: F.max_pool2d(x, 2, ceil_mode=keep_border))
+    for a, b in zip(ours, numbers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+        assert a.norm() > 0
 
 
 @pytest.mark.parametrize("order", BLOCKS)
@@ -105,7 +143,7 @@ def test_batch_norm_differentiates_once_and_twice(layout):
     inputs = [v.requires_grad_() for v in (x, weight, bias)]
 
     def ours(x, weight, bias):
-        return Normalise.apply(x, weight, bias, None, None, 0.0, 1e-5)[0]
+        return batch_norm(x, weight, bias, None, None, 0.0, 1e-5)[0]
 
     assert torch.autograd.gradcheck(ours, inputs) and torch.autograd.gradgradcheck(ours, inputs)
     assert torch.autograd.gradgradcheck(lambda x, w, b: (ours(x, w, b).sin() * x).sum((0, 2, 3)), inputs)
@@ -131,7 +169,7 @@ def test_convolution_differentiates_once_and_twice(layout, groups, of_images):
     inputs = (x.requires_grad_(of_images), weight)
 
     def ours(x, weight):
-        return Convolve.apply(x, weight, groups)
+        return convolve(x, weight, groups)
 
     assert torch.autograd.gradcheck(ours, inputs) and torch.autograd.gradgradcheck(ours, inputs)
 
@@ -154,7 +192,7 @@ def test_pooling_differentiates_once_and_twice_and_keeps_the_layout(layout, keep
     x = values.view(3, 4, 5, 7).contiguous(memory_format=layout).requires_grad_()
 
     def ours(x):
-        return Pool.apply(x, keep_border)[0]
+        return max_pool(x, keep_border)
 
     theirs = F.max_pool2d(x, 2, ceil_mode=keep_border)
     assert torch.equal(ours(x), theirs) and ours(x).stride() == theirs.stride()
@@ -213,5 +251,5 @@ def test_bfloat16_is_close_and_leaves_parameters_and_features_float32():
 
 
 def test_images_too_small_for_four_halvings_are_refused():
-    with pytest.raises(ValueError, match="15x28.*16x16"):
+    with pytest.raises(UsageError, match="15x28.*16x16"):
         Conv4((1, 15, 28), 8, "pool-norm")

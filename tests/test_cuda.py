@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.conv4 import BLOCKS, Convolve, Normalise, Pool
+from common.conv4 import BLOCKS
+from common.derivatives import batch_norm, convolve, max_pool
 from common.episodes import EpisodeLoader
 from common.shards import ROOT
 from common.solvers import newton_head
@@ -65,9 +66,9 @@ def test_the_backbones_own_derivatives_are_right(layout):
     filters = torch.randn(4, 2, 3, 3, dtype=torch.float64, device=CUDA).requires_grad_()
     far_apart = torch.randperm(x.numel(), device=CUDA).double().view_as(x).contiguous(memory_format=layout)
     for function, inputs in (
-        (lambda x, w, b: Normalise.apply(x, w, b, None, None, 0.0, 1e-5)[0], (x, weight, bias)),
-        (lambda x, filters: Convolve.apply(x, filters, 2).sin(), (x, filters)),
-        (lambda x: Pool.apply(x, False)[0].sin(), (far_apart.requires_grad_(),)),
+        (lambda x, w, b: batch_norm(x, w, b, None, None, 0.0, 1e-5)[0], (x, weight, bias)),
+        (lambda x, filters: convolve(x, filters, 2).sin(), (x, filters)),
+        (lambda x: max_pool(x, False).sin(), (far_apart.requires_grad_(),)),
     ):
         assert torch.autograd.gradcheck(function, inputs, nondet_tol=1e-9)
         assert torch.autograd.gradgradcheck(function, inputs, nondet_tol=1e-9)

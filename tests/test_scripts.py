@@ -15,8 +15,8 @@ import maml
 import reptile
 from common import meters
 from common.augment import Warp, views
+from common.conv4 import backbone
 from common.episodes import EpisodeLoader
-from common.run import backbone_precision
 from common.shards import ROOT
 from tests.gradients import a_model, an_episode, gradients_of
 
@@ -171,7 +171,8 @@ def test_testing_leaves_the_model_as_it_was(script, data_dir):
 def test_precision_is_by_default_bfloat16_where_the_processor_multiplies_it_but_for_imaml(script, monkeypatch):
     for multiplies in (True, False):
         monkeypatch.setattr(meters, "has_bfloat16", lambda multiplies=multiplies: multiplies)
-        expected = torch.bfloat16 if multiplies and script is not imaml else torch.float32
-        assert backbone_precision(script.Config(), torch.device("cpu")) == expected
-        assert backbone_precision(script.Config(), torch.device("cuda")) == torch.float32
-        assert backbone_precision(script.Config(precision="bfloat16"), torch.device("cuda")) == torch.bfloat16
+        expected = "bfloat16" if multiplies and script is not imaml else "float32"
+        for device, precision in (("cpu", expected), ("cuda", "float32")):
+            assert meters.settled_precision(script.Config().precision, torch.device(device)) == precision
+        assert meters.settled_precision("bfloat16", torch.device("cuda")) == "bfloat16"
+        assert backbone((1, 28, 28), script.Config(width=4), torch.device("cpu")).precision == getattr(torch, expected)
