@@ -18,36 +18,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.command import command, parse
 from common.conv4 import Statistics, backbone
 from common.episodes import Episode, EpisodeLoader
-from common.options import Options, fixed_ways, parse
-from common.run import Run, command, gather, outcome, outer_optimizer
+from common.options import Options, fixed_ways, option
+from common.ranks import MeanOverBatches
+from common.results import gather, outcome, report
+from common.run import Run, outer_optimizer
 
 
 @dataclass
 class Config(Options):
-    """Options of cavia.py. What is best for a data set stands in SETTINGS."""
+    """Options of cavia.py, beside those that all scripts share (common/options.py)."""
 
-    context: int = 100
-    """values of the context vector"""
-    inner_steps: int = 2
-    """k, gradient steps of a training task"""
-    test_inner_steps: int = 2
-    """gradient steps of a task in validation and test"""
-    inner_rate: float = 10.0
-    """alpha, the gradient steps' learning rate"""
+    context: int = option(100, least=1)
+    """The number of values in the context vector."""
+    inner_steps: int = option(2, least=0)
+    """k, the number of gradient steps on a training task."""
+    test_inner_steps: int = option(2, least=0, at_test=True)
+    """The number of gradient steps on a task in validation and test."""
+    inner_rate: float = option(10.0, above=0)
+    """alpha, the learning rate of the gradient steps."""
     first_order: bool = False
-    """take the inner gradients for constants: cheaper, and another meta-gradient"""
+    """The inner gradients are taken for constants: cheaper, and another meta-gradient."""
 
 
-# What is best for a data set; `other` is for a set of your own.
-CHARACTERS = dict(keep_border=True, tasks=8, train_queries=5)
-PICTURES = dict(tasks=16, train_queries=5, width=32, flip=True)
+# What serves a data set best, where it isn't the default; "other" is for a set of your own.
 SETTINGS = {
-    "glyphs": dict(CHARACTERS, minutes=3.0),
-    "omniglot": dict(CHARACTERS, minutes=20.0),
-    "miniimagenet": dict(PICTURES, minutes=60.0, eval_every=250),
-    "other": dict(PICTURES, minutes=30.0),
+    "glyphs": dict(steps=1200, tasks=8, train_queries=5, keep_border=True),
+    "omniglot": dict(steps=7800, tasks=8, train_queries=5, keep_border=True),
+    "miniimagenet": dict(steps=8600, tasks=16, train_queries=5, width=32, flip=True, eval_every=250),
+    "other": dict(steps=4300, tasks=16, train_queries=5, width=32, flip=True),
 }
 
 
@@ -154,22 +155,29 @@ def main() -> None:
     torch.manual_seed(config.seed)
     model = Model(train.image_shape, config, run.device)
     optimizer = outer_optimizer(model, config)
-    run.restore(model, optimizer)
+    run.open(model, optimizer)
 
     while run.progress < 1 and not config.evaluate:
+        for group in optimizer.param_groups:
+            group["lr"] = run.learning_rate
         optimizer.zero_grad()
-        batches = [meta_step(model, episode, config) for episode in run.draw(train, model)]
+        mean, batches = MeanOverBatches(model, run.batches), []
+        for episode in run.draw(train):  # this process's share of the meta-step's batches
+            batches.append(meta_step(model, episode, config))  # adds the meta-gradient to .grad
+            mean.add()
+        mean.over_processes()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
-        run.count(optimizer, batches, norm)
+        run.count(batches, norm)
         if run.row_due:
             with run.clock_stopped():
                 validation = evaluate(model, val, config.val_episodes, config) if run.validation_due else None
-                run.write_row(model, optimizer, validation)
+                run.write_row_and_checkpoint(model, optimizer, validation)
 
     model.load_state_dict(run.best_state)
     inductive = evaluate(model, test, config.test_episodes, config)
-    run.report(model, inductive, evaluate(model, test, config.test_episodes, config, transductive=True))
+    transductive = evaluate(model, test, config.test_episodes, config, transductive=True)
+    report(run, model, inductive, transductive)
 
 
 if __name__ == "__main__":

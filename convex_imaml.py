@@ -20,51 +20,56 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.augment import Warp, views
+from common.command import command, parse
 from common.conv4 import Statistics, backbone
 from common.episodes import Episode, EpisodeLoader
-from common.options import Options, fixed_ways, parse
-from common.run import Run, command, gather, outcome, outer_optimizer
+from common.options import Options, fixed_ways, option
+from common.ranks import MeanOverBatches
+from common.results import gather, outcome, report
+from common.run import Run, outer_optimizer
 from common.solvers import Solution, newton_head
 
 
 @dataclass
 class Config(Options):
-    """Options of convex_imaml.py. What is best for a data set stands in SETTINGS."""
+    """Options of convex_imaml.py, beside those that all scripts share (common/options.py)."""
 
     unit_features: bool = False
-    """scale each image's features to length 1, instead of dividing them by sqrt d, which leaves the length of a class's
-    one image to sway a 1-shot head: 2 points on mini-ImageNet, none on Omniglot"""
-    strength: float = 0.002
-    """of the proximal term at the start (lambda), for such features; meta-learned from there"""
-    logit_scale: float = 1.0
-    """of the query's logits at the start, which frees the strength from setting their size; meta-learned from there"""
-    views: int = 1
-    """of an image in validation and test, whose features are averaged (test-time augmentation): the image itself, and
-    fixed draws of --flip, --rotate, --zoom, --shift and --jitter"""
+    """Features are scaled to length 1 and not divided by sqrt d: worth 2 points on mini-ImageNet, none on Omniglot."""
+    strength: float = option(0.002, above=0)
+    """lambda, the weight of the proximal term, for such features; meta-learned from there."""
+    logit_scale: float = option(1.0, above=0)
+    """The scale of the query's logits, so that the strength needn't set their size; meta-learned from there."""
+    views: int = option(1, least=1, at_test=True)
+    """In validation and test, an image's features are the mean over so many views: itself, and its augmentations."""
     learn_start: bool = False
-    """meta-learn W0, the head that adaptation starts from (Eq 5); otherwise it is zero, which names no class first"""
-    tolerance: float = 1e-5
-    """of the solver: norm of the inner gradient relative to its start"""
-    newton_steps: int = 30
-    """of the solver, at most"""
+    """W0, the head that adaptation starts from, is meta-learned (Eq 5); otherwise it is zero, which names no class."""
+    tolerance: float = option(1e-5, least=0, at_test=True)
+    """The solver stops where the norm of the inner gradient, relative to its start, is as small as this."""
+    newton_steps: int = option(30, least=0, at_test=True)
+    """The largest number of the solver's steps."""
 
 
-# What is best for a data set; `other` is for a set of your own.
-CHARACTERS = dict(
-    tasks=4, train_ways=20, train_queries=7, pool_classes=20, pool_images=8, keep_border=True,
-    rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True,
-)  # fmt: skip
-PICTURES = dict(
-    tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True, views=2, first_width=32
-)  # fmt: skip
+# What serves a data set best, where it isn't the default; "other" is for a set of your own.
 SETTINGS = {
-    "glyphs": dict(CHARACTERS, minutes=2.0),
-    "omniglot": dict(CHARACTERS, minutes=20.0, width=128, first_width=32, views=16, eval_every=2000),
-    "miniimagenet": dict(
-        PICTURES | dict(views=8, first_width=64), minutes=60.0, half_size=0.4, width=128, unit_features=True,
-        jitter=0.4, shift=0.15, zoom=0.25, weight_decay=0.03,
+    "glyphs": dict(
+        steps=1000, tasks=4, train_ways=20, train_queries=7, pool_classes=20, pool_images=8, keep_border=True,
+        rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True,
     ),
-    "other": dict(PICTURES, minutes=30.0, unit_features=True),
+    "omniglot": dict(
+        steps=27_000, tasks=4, train_ways=20, train_queries=7, pool_classes=20, pool_images=8, keep_border=True,
+        rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True, width=128, first_width=32, views=16,
+        eval_every=2000,
+    ),
+    "miniimagenet": dict(
+        steps=19_400, tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True,
+        jitter=0.4, shift=0.15, zoom=0.25, weight_decay=0.03, half_size=0.4, width=128, first_width=64,
+        unit_features=True, views=8,
+    ),
+    "other": dict(
+        steps=9500, tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True,
+        first_width=32, unit_features=True, views=2,
+    ),
 }  # fmt: skip
 
 
@@ -157,22 +162,29 @@ def main() -> None:
     torch.manual_seed(config.seed)
     model = Model(train.image_shape, config, run.device)
     optimizer = outer_optimizer(model, config)
-    run.restore(model, optimizer)
+    run.open(model, optimizer)
 
     while run.progress < 1 and not config.evaluate:
+        for group in optimizer.param_groups:
+            group["lr"] = run.learning_rate
         optimizer.zero_grad()
-        batches = [meta_step(model, episode, config) for episode in run.draw(train, model)]
+        mean, batches = MeanOverBatches(model, run.batches), []
+        for episode in run.draw(train):  # this process's share of the meta-step's batches
+            batches.append(meta_step(model, episode, config))  # adds the meta-gradient to .grad
+            mean.add()
+        mean.over_processes()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
-        run.count(optimizer, batches, norm)
+        run.count(batches, norm)
         if run.row_due:
             with run.clock_stopped():
                 validation = evaluate(model, val, config.val_episodes, config) if run.validation_due else None
-                run.write_row(model, optimizer, validation)
+                run.write_row_and_checkpoint(model, optimizer, validation)
 
     model.load_state_dict(run.best_state)
     inductive = evaluate(model, test, config.test_episodes, config)
-    run.report(model, inductive, evaluate(model, test, config.test_episodes, config, transductive=True))
+    transductive = evaluate(model, test, config.test_episodes, config, transductive=True)
+    report(run, model, inductive, transductive)
 
 
 if __name__ == "__main__":

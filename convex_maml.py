@@ -21,55 +21,63 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.augment import Warp, views
+from common.command import command, parse
 from common.conv4 import Statistics, backbone
 from common.episodes import Episode, EpisodeLoader
-from common.options import Options, fixed_ways, parse
-from common.run import Run, command, gather, outcome, outer_optimizer
+from common.options import Options, fixed_ways, flag, option
+from common.ranks import MeanOverBatches
+from common.results import gather, outcome, report
+from common.run import Run, outer_optimizer
 from common.shards import UsageError
 from common.solvers import ProximalHead
 
 
 @dataclass
 class Config(Options):
-    """Options of convex_maml.py. What is best for a data set stands in SETTINGS."""
+    """Options of convex_maml.py, beside those that all scripts share (common/options.py)."""
 
     inner: Literal["gradient", "newton"] = "gradient"
-    """steps on the loss, or Newton steps on the proximal loss"""
-    inner_steps: int = 5
-    """k, steps of a training task"""
-    test_inner_steps: int = 5
-    """steps of a task in validation and test"""
-    inner_rate: float = 10.0
-    """alpha of gradient steps at the start, for features divided by sqrt d; meta-learned from there"""
-    strength: float = 0.002
-    """of Newton's proximal term at the start (lambda), for features divided by sqrt d; meta-learned from there"""
-    views: int = 1
-    """of an image in validation and test, whose features are averaged (test-time augmentation): the image itself, and
-    fixed draws of --flip, --rotate, --zoom, --shift and --jitter"""
+    """The inner steps: gradient steps on the loss, or Newton steps on the proximal loss."""
+    inner_steps: int = option(5, least=0)
+    """k, the number of steps on a training task."""
+    test_inner_steps: int = option(5, least=0, at_test=True)
+    """The number of steps on a task in validation and test."""
+    inner_rate: float = option(10.0, above=0)
+    """alpha, the learning rate of gradient steps, for features divided by sqrt d; meta-learned from there."""
+    strength: float = option(0.002, above=0)
+    """lambda, the weight of Newton steps' proximal term, for features divided by sqrt d; meta-learned from there."""
+    views: int = option(1, least=1, at_test=True)
+    """In validation and test, an image's features are the mean over so many views: itself, and its augmentations."""
     learn_start: bool = False
-    """meta-learn W0, the head that adaptation starts from; otherwise it is zero, which names no class first"""
+    """W0, the head that adaptation starts from, is meta-learned; otherwise it is zero, which names no class."""
 
     def __post_init__(self):
         unused = "inner_rate" if self.inner == "newton" else "strength"
         if getattr(self, unused) != getattr(Config, unused):
-            option = f"--{unused.replace('_', '-')}"
-            raise UsageError(f"{option} {getattr(self, unused)}: --inner {self.inner} has no use for it; leave it out")
+            raise UsageError(
+                f"{flag(unused)} {getattr(self, unused)}: --inner {self.inner} has no use for it; leave it out"
+            )
 
 
-# What is best for a data set; `other` is for a set of your own.
-CHARACTERS = dict(
-    tasks=32, train_queries=7, pool_classes=20, pool_images=8, keep_border=True,
-    rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True,
-)  # fmt: skip
-PICTURES = dict(
-    tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True, views=2, first_width=32
-)  # fmt: skip
+# What serves a data set best, where it isn't the default; "other" is for a set of your own.
 SETTINGS = {
-    "glyphs": dict(CHARACTERS, minutes=2.0),
-    "omniglot": dict(CHARACTERS, minutes=20.0, views=8, eval_every=1000),
-    "miniimagenet": dict(PICTURES, minutes=60.0, half_size=0.5),
-    "other": dict(PICTURES, minutes=30.0),
-}
+    "glyphs": dict(
+        steps=2000, tasks=32, train_queries=7, pool_classes=20, pool_images=8, keep_border=True,
+        rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True,
+    ),
+    "omniglot": dict(
+        steps=42_000, tasks=32, train_queries=7, pool_classes=20, pool_images=8, keep_border=True,
+        rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True, views=8, eval_every=1000,
+    ),
+    "miniimagenet": dict(
+        steps=21_500, tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True, views=2,
+        first_width=32, half_size=0.5,
+    ),
+    "other": dict(
+        steps=10_500, tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True, views=2,
+        first_width=32,
+    ),
+}  # fmt: skip
 
 
 class Model(nn.Module):
@@ -81,8 +89,10 @@ class Model(nn.Module):
         self.views, self.warp = config.views, Warp.of(config)
         if config.learn_start:
             self.W0 = nn.Parameter(torch.zeros(fixed_ways(config), self.backbone.size + 1, device=device))
-        own = config.inner_rate if config.inner == "gradient" else config.strength
-        self.log_rate_or_strength = nn.Parameter(torch.tensor(math.log(own), device=device))
+        if config.inner == "gradient":
+            self.log_inner_rate = nn.Parameter(torch.tensor(math.log(config.inner_rate), device=device))
+        else:
+            self.log_strength = nn.Parameter(torch.tensor(math.log(config.strength), device=device))
         self.log_logit_scale = nn.Parameter(torch.zeros((), device=device))
 
     def features(self, images: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
@@ -105,17 +115,17 @@ def adapt(model: Model, f_support: Tensor, y_support: Tensor, ways: int, steps: 
     Differentiable in the features, W0 and the rate or strength.
     """
     W0 = model.W0 if config.learn_start else f_support.new_zeros(ways, f_support.shape[-1])
-    rate_or_strength = model.log_rate_or_strength.exp()
     W = W0.expand(len(f_support), *W0.shape)
     if config.inner == "newton":
-        problem = ProximalHead(f_support, y_support, W0, rate_or_strength)
+        problem = ProximalHead(f_support, y_support, W0, model.log_strength.exp())
         for _ in range(steps):
             W = problem.newton_step(W)
         return W
+    alpha = model.log_inner_rate.exp()
     Y = F.one_hot(y_support, ways).to(W.dtype)  # (T, S, N)
     for _ in range(steps):
         P = (f_support @ W.mT).softmax(-1)
-        W = W - rate_or_strength * (P - Y).mT @ f_support / Y.shape[1]
+        W = W - alpha * (P - Y).mT @ f_support / Y.shape[1]
     return W
 
 
@@ -176,22 +186,29 @@ def main() -> None:
     torch.manual_seed(config.seed)
     model = Model(train.image_shape, config, run.device)
     optimizer = outer_optimizer(model, config)
-    run.restore(model, optimizer)
+    run.open(model, optimizer)
 
     while run.progress < 1 and not config.evaluate:
+        for group in optimizer.param_groups:
+            group["lr"] = run.learning_rate
         optimizer.zero_grad()
-        batches = [meta_step(model, episode, config) for episode in run.draw(train, model)]
+        mean, batches = MeanOverBatches(model, run.batches), []
+        for episode in run.draw(train):  # this process's share of the meta-step's batches
+            batches.append(meta_step(model, episode, config))  # adds the meta-gradient to .grad
+            mean.add()
+        mean.over_processes()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
-        run.count(optimizer, batches, norm)
+        run.count(batches, norm)
         if run.row_due:
             with run.clock_stopped():
                 validation = evaluate(model, val, config.val_episodes, config) if run.validation_due else None
-                run.write_row(model, optimizer, validation)
+                run.write_row_and_checkpoint(model, optimizer, validation)
 
     model.load_state_dict(run.best_state)
     inductive = evaluate(model, test, config.test_episodes, config)
-    run.report(model, inductive, evaluate(model, test, config.test_episodes, config, transductive=True))
+    transductive = evaluate(model, test, config.test_episodes, config, transductive=True)
+    report(run, model, inductive, transductive)
 
 
 if __name__ == "__main__":

@@ -14,52 +14,57 @@ reaches 0.9445 ± 0.0035 (inductive, 95 % CI) in 20 minutes on two cores of an A
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from common.command import command, parse
 from common.conv4 import Statistics, backbone
 from common.episodes import Episode, EpisodeLoader
-from common.options import Options, fixed_ways, parse
-from common.run import Run, command, gather, outcome, outer_optimizer
+from common.options import Options, fixed_ways, option
+from common.ranks import MeanOverBatches
+from common.results import gather, outcome, report
+from common.run import Run, outer_optimizer
 from common.solvers import Solution, cg
 
 
 @dataclass
 class Config(Options):
-    """Options of imaml.py. What is best for a data set stands in SETTINGS."""
+    """Options of imaml.py, beside those that all scripts share (common/options.py)."""
 
-    inner_steps: int = 16
-    """gradient steps of a training task"""
-    test_inner_steps: int = 16
-    """gradient steps of a task in validation and test"""
-    inner_rate: float = 0.03
-    """learning rate of the gradient steps, which settle below 2 / (strength + H's largest eigenvalue): on Omniglot that
-    is some 300 at first and 50 to 120 at phi"""
-    strength: float = 2.0
-    """lambda, of the proximal term"""
-    cg_steps: int = 5
-    """of conjugate gradient, at most"""
-    tolerance: float = 1e-6
-    """of conjugate gradient: residual relative to the right-hand side, at which it stops earlier"""
-    block: str = "norm-pool"
-    """norm-pool (convolution, batch norm, ReLU, pool: the usual Conv4) or pool-norm (pool before batch norm)"""
-    precision: str = "float32"
-    """of the backbone: float32, bfloat16, or auto (bfloat16 on CPUs that have it in hardware), with which the implicit
-    gradient loses digits, and on mini-ImageNet a seed of three lost accuracy"""
+    inner_steps: int = option(16, least=0)
+    """The number of gradient steps on a training task."""
+    test_inner_steps: int = option(16, least=0, at_test=True)
+    """The number of gradient steps on a task in validation and test."""
+    inner_rate: float = option(0.03, above=0)
+    """The learning rate of the gradient steps, which settle below 2 / (strength + the largest eigenvalue of H)."""
+    strength: float = option(2.0, above=0)
+    """lambda, the weight of the proximal term."""
+    cg_steps: int = option(5, least=1)
+    """The largest number of conjugate gradient's steps."""
+    tolerance: float = option(1e-6, least=0, at_test=True)
+    """Conjugate gradient stops earlier where its residual, relative to the right-hand side, is as small as this."""
+    block: Literal["norm-pool", "pool-norm"] = "norm-pool"
+    """norm-pool is the usual Conv4 (convolution, batch norm, ReLU, pool); pool-norm pools before batch norm."""
+    precision: Literal["auto", "float32", "bfloat16"] = option("float32", at_test=True)
+    """The network's precision; auto takes bfloat16 on CPUs that multiply it, though the implicit gradient loses digits."""
 
 
-# What is best for a data set; `other` is for a set of your own.
-CHARACTERS = dict(keep_border=True, tasks=4, train_queries=5, learning_rate=1e-3)
-PICTURES = dict(tasks=4, train_queries=5, strength=0.5, inner_rate=0.05, width=32, learning_rate=1e-3, flip=True)
+# What serves a data set best, where it isn't the default; "other" is for a set of your own.
 SETTINGS = {
-    "glyphs": dict(CHARACTERS, minutes=3.0),
-    "omniglot": dict(CHARACTERS, minutes=20.0),
-    "miniimagenet": dict(PICTURES, minutes=60.0, eval_every=250),
-    "other": dict(PICTURES, minutes=30.0),
-}
+    "glyphs": dict(steps=500, tasks=4, train_queries=5, keep_border=True, learning_rate=1e-3),
+    "omniglot": dict(steps=3200, tasks=4, train_queries=5, keep_border=True, learning_rate=1e-3),
+    "miniimagenet": dict(
+        steps=3200, tasks=4, train_queries=5, strength=0.5, inner_rate=0.05, width=32, learning_rate=1e-3, flip=True,
+        eval_every=250,
+    ),
+    "other": dict(
+        steps=1600, tasks=4, train_queries=5, strength=0.5, inner_rate=0.05, width=32, learning_rate=1e-3, flip=True,
+    ),
+}  # fmt: skip
 
 
 class Model(nn.Module):
@@ -182,22 +187,29 @@ def main() -> None:
     torch.manual_seed(config.seed)
     model = Model(train.image_shape, config, run.device)
     optimizer = outer_optimizer(model, config)
-    run.restore(model, optimizer)
+    run.open(model, optimizer)
 
     while run.progress < 1 and not config.evaluate:
+        for group in optimizer.param_groups:
+            group["lr"] = run.learning_rate
         optimizer.zero_grad()
-        batches = [meta_step(model, episode, config) for episode in run.draw(train, model)]
+        mean, batches = MeanOverBatches(model, run.batches), []
+        for episode in run.draw(train):  # this process's share of the meta-step's batches
+            batches.append(meta_step(model, episode, config))  # adds the meta-gradient to .grad
+            mean.add()
+        mean.over_processes()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
-        run.count(optimizer, batches, norm)
+        run.count(batches, norm)
         if run.row_due:
             with run.clock_stopped():
                 validation = evaluate(model, val, config.val_episodes, config) if run.validation_due else None
-                run.write_row(model, optimizer, validation)
+                run.write_row_and_checkpoint(model, optimizer, validation)
 
     model.load_state_dict(run.best_state)
     inductive = evaluate(model, test, config.test_episodes, config)
-    run.report(model, inductive, evaluate(model, test, config.test_episodes, config, transductive=True))
+    transductive = evaluate(model, test, config.test_episodes, config, transductive=True)
+    report(run, model, inductive, transductive)
 
 
 if __name__ == "__main__":

@@ -12,46 +12,51 @@ reaches 0.9761 ± 0.0024 (inductive, 95 % CI) in 20 minutes on two cores of an A
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from common.command import command, parse
 from common.conv4 import Statistics, backbone
 from common.episodes import Episode, EpisodeLoader
-from common.options import Options, fixed_ways, parse
-from common.run import Run, command, gather, outcome, outer_optimizer
+from common.options import Options, fixed_ways, option
+from common.ranks import MeanOverBatches
+from common.results import gather, outcome, report
+from common.run import Run, outer_optimizer
 
 
 @dataclass
 class Config(Options):
-    """Options of maml.py. What is best for a data set stands in SETTINGS."""
+    """Options of maml.py, beside those that all scripts share (common/options.py)."""
 
-    inner_steps: int = 1
-    """k, gradient steps of a training task"""
-    test_inner_steps: int = 3
-    """gradient steps of a task in validation and test"""
-    inner_rate: float = 0.4
-    """alpha, the gradient steps' learning rate"""
+    inner_steps: int = option(1, least=0)
+    """k, the number of gradient steps on a training task."""
+    test_inner_steps: int = option(3, least=0, at_test=True)
+    """The number of gradient steps on a task in validation and test."""
+    inner_rate: float = option(0.4, above=0)
+    """alpha, the learning rate of the gradient steps."""
     first_order: bool = False
-    """take the inner gradients for constants (first-order MAML): cheaper, and another meta-gradient"""
-    block: str = "norm-pool"
-    """norm-pool (convolution, batch norm, ReLU, pool: the usual Conv4) or pool-norm (pool before batch norm)"""
+    """The inner gradients are taken for constants (first-order MAML): cheaper, and another meta-gradient."""
+    block: Literal["norm-pool", "pool-norm"] = "norm-pool"
+    """norm-pool is the usual Conv4 (convolution, batch norm, ReLU, pool); pool-norm pools before batch norm."""
 
 
-# What is best for a data set; `other` is for a set of your own.
-CHARACTERS = dict(keep_border=True, tasks=8, train_queries=5)
-PICTURES = dict(
-    tasks=4, inner_steps=5, test_inner_steps=10, inner_rate=0.01, width=32, learning_rate=1e-3, train_queries=5,
-    flip=True,
-)  # fmt: skip
+# What serves a data set best, where it isn't the default; "other" is for a set of your own.
 SETTINGS = {
-    "glyphs": dict(CHARACTERS, minutes=3.0),
-    "omniglot": dict(CHARACTERS, minutes=20.0),
-    "miniimagenet": dict(PICTURES, minutes=60.0, eval_every=250),
-    "other": dict(PICTURES, minutes=30.0),
-}
+    "glyphs": dict(steps=1500, tasks=8, train_queries=5, keep_border=True),
+    "omniglot": dict(steps=10_000, tasks=8, train_queries=5, keep_border=True),
+    "miniimagenet": dict(
+        steps=7600, tasks=4, train_queries=5, inner_steps=5, test_inner_steps=10, inner_rate=0.01, width=32,
+        learning_rate=1e-3, flip=True, eval_every=250,
+    ),
+    "other": dict(
+        steps=3800, tasks=4, train_queries=5, inner_steps=5, test_inner_steps=10, inner_rate=0.01, width=32,
+        learning_rate=1e-3, flip=True,
+    ),
+}  # fmt: skip
 
 
 class Model(nn.Module):
@@ -137,22 +142,29 @@ def main() -> None:
     torch.manual_seed(config.seed)
     model = Model(train.image_shape, config, run.device)
     optimizer = outer_optimizer(model, config)
-    run.restore(model, optimizer)
+    run.open(model, optimizer)
 
     while run.progress < 1 and not config.evaluate:
+        for group in optimizer.param_groups:
+            group["lr"] = run.learning_rate
         optimizer.zero_grad()
-        batches = [meta_step(model, episode, config) for episode in run.draw(train, model)]
+        mean, batches = MeanOverBatches(model, run.batches), []
+        for episode in run.draw(train):  # this process's share of the meta-step's batches
+            batches.append(meta_step(model, episode, config))  # adds the meta-gradient to .grad
+            mean.add()
+        mean.over_processes()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
-        run.count(optimizer, batches, norm)
+        run.count(batches, norm)
         if run.row_due:
             with run.clock_stopped():
                 validation = evaluate(model, val, config.val_episodes, config) if run.validation_due else None
-                run.write_row(model, optimizer, validation)
+                run.write_row_and_checkpoint(model, optimizer, validation)
 
     model.load_state_dict(run.best_state)
     inductive = evaluate(model, test, config.test_episodes, config)
-    run.report(model, inductive, evaluate(model, test, config.test_episodes, config, transductive=True))
+    transductive = evaluate(model, test, config.test_episodes, config, transductive=True)
+    report(run, model, inductive, transductive)
 
 
 if __name__ == "__main__":

@@ -19,45 +19,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from common.command import command, parse
 from common.conv4 import Statistics, backbone
 from common.episodes import Episode, EpisodeLoader
-from common.options import Options, fixed_ways, parse
-from common.run import Run, command, gather, outcome, outer_optimizer
+from common.options import Options, fixed_ways, option
+from common.ranks import MeanOverBatches
+from common.results import gather, outcome, report
+from common.run import Run, outer_optimizer
 
 
 @dataclass
 class Config(Options):
-    """Options of reptile.py. What is best for a data set stands in SETTINGS."""
+    """Options of reptile.py, beside those that all scripts share (common/options.py)."""
 
-    inner_steps: int = 5
-    """k, steps of a training task"""
-    test_inner_steps: int = 50
-    """steps of a task in validation and test"""
-    inner_batch: int = 10
-    """images of an inner step of a training task"""
-    test_inner_batch: int = 5
-    """images of an inner step in validation and test"""
-    inner_rate: float = 1e-3
-    """the inner steps' learning rate"""
+    inner_steps: int = option(5, least=0)
+    """k, the number of steps on a training task."""
+    test_inner_steps: int = option(50, least=0, at_test=True)
+    """The number of steps on a task in validation and test."""
+    inner_batch: int = option(10, least=1)
+    """The number of images in an inner step on a training task."""
+    test_inner_batch: int = option(5, least=1, at_test=True)
+    """The number of images in an inner step in validation and test."""
+    inner_rate: float = option(1e-3, above=0)
+    """The learning rate of the inner steps."""
     inner_optimizer: Literal["adam", "sgd"] = "adam"
-    """of the inner steps; Adam without momentum, whose second moments go on from task to task, as published"""
-    learning_rate: float = 1.0
-    """epsilon at the start; decays to 0 by a half cosine over the budget"""
+    """The inner steps' optimiser. Adam is without momentum; its second moments go on from task to task, as published."""
+    learning_rate: float = option(1.0, least=0)
+    """epsilon, the share of the way to phi. It is reached after 20 steps and falls to 0 by a half cosine."""
     outer: Literal["adam", "sgd"] = "sgd"
-    """optimiser of the meta-parameters"""
-    clip: float = math.inf
-    """largest norm of the meta-gradient; larger ones are scaled down to it"""
+    """The optimiser of the meta-parameters: AdamW, or plain stochastic gradient descent."""
+    clip: float = option(math.inf, above=0, infinite=True)
+    """A meta-gradient (theta - phi) whose norm is larger than this is scaled down to it."""
 
 
-# What is best for a data set; `other` is for a set of your own.
-CHARACTERS = dict(keep_border=True, tasks=5, train_shots=10, train_queries=1)
-PICTURES = dict(tasks=5, train_shots=15, train_queries=1, inner_steps=8, width=32, flip=True)
+# What serves a data set best, where it isn't the default; "other" is for a set of your own.
 SETTINGS = {
-    "glyphs": dict(CHARACTERS, minutes=3.0),
-    "omniglot": dict(CHARACTERS, minutes=20.0, eval_every=1000),
-    "miniimagenet": dict(PICTURES, minutes=60.0, eval_every=250),
-    "other": dict(PICTURES, minutes=30.0),
-}
+    "glyphs": dict(steps=1200, tasks=5, train_shots=10, train_queries=1, keep_border=True),
+    "omniglot": dict(steps=8500, tasks=5, train_shots=10, train_queries=1, keep_border=True, eval_every=1000),
+    "miniimagenet": dict(
+        steps=9000, tasks=5, train_shots=15, train_queries=1, inner_steps=8, width=32, flip=True, eval_every=250,
+    ),
+    "other": dict(steps=4500, tasks=5, train_shots=15, train_queries=1, inner_steps=8, width=32, flip=True),
+}  # fmt: skip
 
 
 class Model(nn.Module):
@@ -167,22 +170,29 @@ def main() -> None:
     torch.manual_seed(config.seed)
     model = Model(train.image_shape, config, run.device)
     optimizer = outer_optimizer(model, config)
-    run.restore(model, optimizer)
+    run.open(model, optimizer)
 
     while run.progress < 1 and not config.evaluate:
+        for group in optimizer.param_groups:
+            group["lr"] = run.learning_rate
         optimizer.zero_grad()
-        batches = [meta_step(model, episode, config) for episode in run.draw(train, model)]
+        mean, batches = MeanOverBatches(model, run.batches), []
+        for episode in run.draw(train):  # this process's share of the meta-step's batches
+            batches.append(meta_step(model, episode, config))  # adds the meta-gradient to .grad
+            mean.add()
+        mean.over_processes()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
-        run.count(optimizer, batches, norm)
+        run.count(batches, norm)
         if run.row_due:
             with run.clock_stopped():
                 validation = evaluate(model, val, config.val_episodes, config) if run.validation_due else None
-                run.write_row(model, optimizer, validation)
+                run.write_row_and_checkpoint(model, optimizer, validation)
 
     model.load_state_dict(run.best_state)
     inductive = evaluate(model, test, config.test_episodes, config)
-    run.report(model, inductive, evaluate(model, test, config.test_episodes, config, transductive=True))
+    transductive = evaluate(model, test, config.test_episodes, config, transductive=True)
+    report(run, model, inductive, transductive)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def training(name: str, dataset: str, **options) -> tuple[Callable[[], dict[str,
 
     def step():
         optimizer.zero_grad()
-        for episode in run.draw(train, model):
+        for episode in run.draw(train):
             statistics = script.meta_step(model, episode, config)
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import machine, save  # noqa: E402
-from common.run import command  # noqa: E402
+from common.command import command  # noqa: E402
 
 
 @dataclass

@@ -25,8 +25,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from worker import a_head_problem  # noqa: E402
 
 from benchmarks import save  # noqa: E402
+from common.command import command  # noqa: E402
 from common.meters import keep_memory  # noqa: E402
-from common.run import command  # noqa: E402
 from common.shards import UsageError  # noqa: E402
 from common.solvers import newton_head  # noqa: E402
 

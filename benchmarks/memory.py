@@ -29,8 +29,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import SCRIPTS, save  # noqa: E402
 from common import meters  # noqa: E402
+from common.command import command  # noqa: E402
 from common.episodes import EpisodeLoader  # noqa: E402
-from common.run import command  # noqa: E402
 from common.shards import UsageError  # noqa: E402
 
 

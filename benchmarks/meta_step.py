@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import save  # noqa: E402
 from common import meters  # noqa: E402
+from common.command import command  # noqa: E402
 from common.episodes import EpisodeLoader  # noqa: E402
 from common.meters import keep_memory  # noqa: E402
-from common.run import command  # noqa: E402
 from common.shards import ROOT  # noqa: E402
 from convex_imaml import SETTINGS, Config, Model, adapt, meta_step  # noqa: E402
 

@@ -37,8 +37,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import origin, save  # noqa: E402
 from common import meters  # noqa: E402
+from common.command import command  # noqa: E402
 from common.conv4 import BLOCKS  # noqa: E402
-from common.run import command  # noqa: E402
 from common.shards import UsageError  # noqa: E402
 
 WIDTHS = {"omniglot": 64, "miniimagenet": 32}

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import SCRIPTS, save, training  # noqa: E402
 from common import meters  # noqa: E402
-from common.run import command  # noqa: E402
+from common.command import command  # noqa: E402
 from common.shards import UsageError  # noqa: E402
 
 SKIPPED = 50  # first steps, in which memory is faulted in

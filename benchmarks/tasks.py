@@ -26,9 +26,9 @@ from worker import in_batches  # noqa: E402
 import maml  # noqa: E402
 from benchmarks import save  # noqa: E402
 from common import meters  # noqa: E402
+from common.command import command  # noqa: E402
 from common.episodes import Episode, EpisodeLoader  # noqa: E402
 from common.meters import keep_memory  # noqa: E402
-from common.run import command  # noqa: E402
 
 
 @dataclass

@@ -1,156 +1,129 @@
-"""Options: what all scripts share, and how the command line, a run folder and a data set's settings make a Config."""
+"""Options: what all scripts share.
 
-import contextlib
+An option's default stands on its field, and in a script's SETTINGS where a data set is served better by another value.
+Its bounds, and whether a test or a resumed run may have another value than the training had, stand on the field too.
+"""
+
 import dataclasses
-import io
-import json
 import math
 import re
-import sys
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from common.augment import VIEWED
-from common.conv4 import BLOCKS
 from common.shards import NAME, ROOT, UsageError
 
-# What may differ from the run's own options: with --resume, and with --evaluate, what training doesn't depend on.
-RESUMED = {"resume", "device", "data_dir", "test_episodes"}
-TESTED = set(
-    "evaluate dataset data_dir ways shots queries test_episodes out device images image_size precision channels_last "
-    "keep_memory test_inner_steps test_inner_batch views tolerance newton_steps".split()
-).union(VIEWED)
+
+def option(
+    default,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    infinite: bool = False,
+    at_test: bool = False,
+    at_resume: bool = False,
+):
+    """A field of a Config. Its value is at least `least`, at most `most`, more than `above`, and a finite number unless
+    `infinite`. at_test: --evaluate may give another value than the run had; at_resume: --resume may."""
+    bounds = {"least": least, "most": most, "above": above, "infinite": infinite}
+    return dataclasses.field(default=default, metadata=bounds | {"at_test": at_test, "at_resume": at_resume})
 
 
 @dataclass
 class Options:
     """What all algorithms share."""
 
-    dataset: str = "glyphs"
-    """glyphs (built on first use), omniglot, miniimagenet, or a set of your own; see data_prep/build.py"""
-    data_dir: Path = ROOT / "data"
-    """folder of the data sets"""
-    ways: int = 5
-    """N, classes a task"""
-    shots: int = 1
-    """K, support images a class"""
-    queries: int = 15
-    """query images a class, in validation and test"""
-    tasks: int = 16
-    """tasks a meta-step, over all processes"""
-    batches: int = 0
-    """batches that the tasks of a meta-step are drawn and normalised in; 0: one a process"""
-    steps: int | None = None
-    """meta-steps of training; alone it makes runs repeatable; with --minutes too, the first to be reached ends it"""
-    minutes: float | None = None
-    """minutes of training, evaluation left out"""
-    seed: int = 0
-    device: str = "auto"
-    """auto (cuda, mps, cpu: the first there is) or a torch device"""
-    image_size: int = 0
-    """pixels a side that all images, the test's too, are resized to; 0: as the data has them"""
-    half_size: float = 0.0
-    """share of training, its first, on images of half the side: a quarter of the cost; validation and test never are"""
-    width: int = 64
-    """filters a block"""
-    first_width: int = 0
-    """filters of the first block, where images are largest; 0: as --width"""
-    block: str = "pool-norm"
-    """norm-pool (convolution, batch norm, ReLU, pool: the usual Conv4) or pool-norm (pool before batch norm)"""
+    dataset: str = option("glyphs", at_test=True)
+    """The data set: glyphs (built on first use), omniglot, miniimagenet, or one of your own; see data_prep/build.py."""
+    data_dir: Path = option(ROOT / "data", at_test=True, at_resume=True)
+    """The folder that holds the data sets."""
+    ways: int = option(5, least=2, at_test=True)
+    """N, the number of classes in a task."""
+    shots: int = option(1, least=1, at_test=True)
+    """K, the number of support images a class."""
+    queries: int = option(15, least=1, at_test=True)
+    """The number of query images a class, in validation and test."""
+    tasks: int = option(16, least=1)
+    """The number of tasks in a meta-step, over all processes."""
+    batches: int = option(0, least=0)
+    """The tasks of a meta-step are drawn and normalised in so many batches; 0 means one batch for each process."""
+    steps: int | None = option(None, least=1)
+    """Training takes so many meta-steps. With --minutes too, it ends at whichever is reached first."""
+    minutes: float | None = option(None, above=0)
+    """Training ends after so many minutes, evaluation left out; the number of steps then depends on the machine."""
+    seed: int = option(0, least=0, most=2**63 - 1)
+    """The seed of weights and training tasks. Validation and test tasks are the same for every seed."""
+    device: str = option("auto", at_test=True, at_resume=True)
+    """The device: auto takes the first there is of cuda, mps and cpu; or any device that torch knows."""
+    image_size: int = option(0, least=0, at_test=True)
+    """All images, the test's too, are resized to so many pixels a side; 0 leaves them as they are in the data set."""
+    half_size: float = option(0.0, least=0, most=1)
+    """For this share of training, its first, images have half their side, which costs a quarter. Tests never do."""
+    width: int = option(64, least=1)
+    """The number of filters in a block of the network."""
+    first_width: int = option(0, least=0)
+    """The number of filters in the first block, where images are largest; 0 means as many as --width."""
+    block: Literal["norm-pool", "pool-norm"] = "pool-norm"
+    """norm-pool is the usual Conv4 (convolution, batch norm, ReLU, pool); pool-norm pools before batch norm."""
     keep_border: bool = False
-    """pool odd sizes up instead of down, so that 28x28 images end as 2x2 and not as 1x1 features"""
-    pool_classes: int = 0
-    """a training batch's tasks share the images of so many classes, each embedded once; 0: every task draws its own"""
-    pool_images: int = 20
-    """images a class of that pool"""
-    train_ways: int = 0
-    """ways of training tasks; 0: as --ways"""
-    train_shots: int = 0
-    """shots of training tasks; 0: as --shots"""
-    train_queries: int = 0
-    """query images a class of training tasks; 0: as --queries"""
+    """Pooling rounds odd sizes up instead of down, so that 28x28 images end as 2x2 features instead of 1x1."""
+    pool_classes: int = option(0, least=0)
+    """The tasks of a training batch share a pool of images of so many classes; 0: every task draws its own."""
+    pool_images: int = option(20, least=1)
+    """That pool has so many images of each class."""
+    train_ways: int = option(0, least=0)
+    """Training tasks have so many classes; 0 means as many as --ways."""
+    train_shots: int = option(0, least=0)
+    """Training tasks have so many support images a class; 0 means as many as --shots."""
+    train_queries: int = option(0, least=0)
+    """Training tasks have so many query images a class; 0 means as many as --queries."""
     outer: Literal["adam", "sgd"] = "adam"
-    """optimiser of the meta-parameters"""
-    learning_rate: float = 3e-3
-    """of that optimiser at the start, reached after 20 steps; decays to 0 by a half cosine over the budget"""
-    weight_decay: float = 0.0
-    """of all weights but biases, batch norm's and single numbers; Adam's is decoupled (AdamW)"""
-    clip: float = 10.0
-    """largest norm of the meta-gradient; larger ones are scaled down to it"""
-    flip: bool = False
-    """mirror training images left and right, half of the time"""
-    rotate: float = 0.0
-    """turn training images by up to so many degrees"""
-    zoom: float = 0.0
-    """scale training images by a factor of up to 1 + zoom either way"""
-    shift: float = 0.0
-    """shift training images by up to this share of their side"""
+    """The optimiser of the meta-parameters: AdamW, or plain stochastic gradient descent."""
+    learning_rate: float = option(3e-3, least=0)
+    """The optimiser's rate. It is reached after 20 steps and falls to 0 by a half cosine over the budget."""
+    weight_decay: float = option(0.0, least=0)
+    """The decay of all weights but biases, batch norm's and single numbers; Adam's is decoupled (AdamW)."""
+    clip: float = option(10.0, above=0, infinite=True)
+    """A meta-gradient whose norm is larger than this is scaled down to it."""
+    flip: bool = option(False, at_test=True)
+    """Training images are mirrored left and right, half of the time."""
+    rotate: float = option(0.0, least=0, at_test=True)
+    """Training images are turned by up to so many degrees either way."""
+    zoom: float = option(0.0, least=0, at_test=True)
+    """Training images are scaled by a factor of up to 1 + zoom either way."""
+    shift: float = option(0.0, least=0, at_test=True)
+    """Training images are shifted by up to this share of their side either way."""
     flip_class: bool = False
-    """mirror all images of a training class alike, half of the classes: these are new classes"""
-    rotate_class: float = 0.0
-    """turn all images of a training class alike, by up to so many degrees either way: new classes too"""
-    jitter: float = 0.0
-    """change training images' brightness, contrast and saturation by up to this share"""
-    eval_every: int = 500
-    """meta-steps between validations"""
-    val_episodes: int = 200
-    """episodes of a validation"""
-    test_episodes: int = 1000
-    """episodes of the test"""
-    out: Path | None = None
-    """run folder; default runs/ALGORITHM-DATASET-NwKs-sSEED"""
-    resume: Path | None = None
-    """run folder to go on with; its options are taken from it"""
-    evaluate: Path | None = None
-    """run folder whose best checkpoint is tested; --ways, --shots and the like may differ from its training"""
-    images: str = "auto"
-    """where images are kept: device, mapped (read from the file as needed), or auto (device if they fit)"""
-    precision: str = "auto"
-    """of the backbone: float32, bfloat16, or auto (bfloat16 on CPUs that have it in hardware, where it is faster)"""
-    channels_last: bool = True
-    """keep images and filters channels-last on CPU and CUDA, where that is faster"""
-    keep_memory: bool = True
-    """on Linux CPUs, keep freed memory in the process, in huge pages, instead of faulting it in again at every step"""
-
-
-def parse(config_type: type, settings: dict[str, dict]):
-    """Read the command line into `config_type`, whose defaults for a data set are `settings[dataset]`.
-
-    With --resume and --evaluate the defaults are the run's own. Raises UsageError where an option of a resumed run
-    disagrees with it, or a value is out of range.
-    """
-    argv = sys.argv[1:]
-    first = {name: _value_of(argv, name) for name in ("dataset", "resume", "evaluate")}
-    origin = first["resume"] or first["evaluate"]
-    if origin:
-        default = _saved_config(config_type, Path(origin))
-    else:
-        dataset = first["dataset"] or Options.dataset
-        default = config_type(**{"dataset": dataset, **settings.get(dataset, settings["other"])})
-    if {"--steps", "--minutes"} & {word.split("=")[0] for word in argv} and not origin:
-        default = dataclasses.replace(default, steps=None, minutes=None)  # one given by hand replaces both
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            config = tyro.cli(config_type, default=default, args=argv)
-    except SystemExit as stop:
-        if stop.code:
-            words = re.sub(r"[─-╿]|\x1b\[[0-9;]*m", " ", printed.getvalue())
-            raise UsageError(" ".join(words.split())) from None
-        raise
-    if origin:
-        changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(default, f.name)]
-        for name in sorted(set(changed) - (RESUMED if config.resume else TESTED)):
-            option = "--" + name.replace("_", "-")
-            raise UsageError(
-                f"{option} {getattr(config, name)}: {origin} was started with {getattr(default, name)}; "
-                f"leave {option} out, or start another run"
-            )
-    _check(config)
-    return config
+    """All images of a training class are mirrored alike, in half of the classes, which makes new classes of them."""
+    rotate_class: float = option(0.0, least=0)
+    """All images of a training class are turned alike, by up to so many degrees: new classes too."""
+    jitter: float = option(0.0, least=0, at_test=True)
+    """Brightness, contrast and saturation of training images change by up to this share either way."""
+    eval_every: int = option(500, least=1)
+    """The number of meta-steps between validations."""
+    val_episodes: int = option(200, least=2)
+    """The number of episodes in a validation."""
+    test_episodes: int = option(1000, least=2, at_test=True, at_resume=True)
+    """The number of episodes in the test."""
+    out: Path | None = option(None, at_test=True)
+    """The run folder. By default it is runs/ALGORITHM-DATASET-NwKs-sSEED, with a number behind it where that exists."""
+    resume: Path | None = option(None, at_resume=True)
+    """A run folder: training goes on from its last checkpoint, with its options."""
+    evaluate: Path | None = option(None, at_test=True)
+    """A run folder: its best checkpoint is tested again, where --ways, --shots and the like may differ."""
+    images: Literal["auto", "device", "mapped"] = option("auto", at_test=True)
+    """Images are kept on the device, or mapped (read from the file as needed); auto takes the device if they fit."""
+    precision: Literal["auto", "float32", "bfloat16"] = option("auto", at_test=True)
+    """The network's precision; auto takes bfloat16 on CPUs that multiply it in hardware, where it is faster."""
+    channels_last: bool = option(True, at_test=True)
+    """Images and filters are kept channels-last on CPU and CUDA, where that is faster."""
+    keep_memory: bool = option(True, at_test=True)
+    """On Linux, the process keeps the memory that it frees, in huge pages, instead of faulting it in at every step."""
+    print_config: bool = option(False, at_test=True, at_resume=True)
+    """Print the value of every option that this command would run with, and where it comes from, and stop."""
 
 
 def fixed_ways(config: Options) -> int:
@@ -169,72 +142,42 @@ def fixed_ways(config: Options) -> int:
     return config.ways
 
 
-def _value_of(argv: list[str], name: str) -> str | None:
-    """The value of --name on a command line, read before the defaults of everything else are known."""
-    for word, following in zip(argv, [*argv[1:], None]):
-        if word == f"--{name}":
-            return following
-        if word.startswith(f"--{name}="):
-            return word.partition("=")[2]
-    return None
-
-
-def _saved_config(config_type: type, folder: Path):
-    try:
-        saved = json.loads((folder / "config.json").read_text())["options"]
-        saved |= {"data_dir": ROOT / saved["data_dir"], "out": None}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{folder} is no run folder (it has no whole config.json); runs are under runs/") from None
-    fields = {f.name: f for f in dataclasses.fields(config_type)}
-    if unknown := set(saved) - set(fields) - {"algorithm"}:
-        raise UsageError(
-            f"{folder} is a run of {saved.get('algorithm')}, with options {sorted(unknown)} that aren't here"
-        )
-    for name, value in saved.items():
-        default = fields[name].default if name in fields else None
-        if default is not None and isinstance(default, int | float) != isinstance(value, int | float):
-            raise UsageError(f"{folder} is no run folder ({name} is {value!r} in its config.json)")
-    return config_type(**{k: v for k, v in saved.items() if k in fields})
-
-
-def _check(config: Options) -> None:
-    least = {
-        "ways": 2, "val_episodes": 2, "test_episodes": 2, "seed": 0,
-        **dict.fromkeys("shots queries tasks steps width eval_every pool_images".split(), 1),
-        **dict.fromkeys("cg_steps inner_batch test_inner_batch context views".split(), 1),
-        **dict.fromkeys("batches first_width half_size train_ways train_shots train_queries pool_classes".split(), 0),
-        **dict.fromkeys("learning_rate weight_decay rotate zoom shift rotate_class jitter".split(), 0),
-        **dict.fromkeys("newton_steps inner_steps test_inner_steps tolerance".split(), 0),
-    }  # fmt: skip
-    for name, bound in least.items():
-        value = getattr(config, name, None)  # some are of one script
-        if value is not None and not value >= bound:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: expected {bound} or more")
-    for name in ("minutes", "strength", "logit_scale", "inner_rate", "clip"):
-        value = getattr(config, name, None)
-        if value is not None and not value > 0:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: expected a positive number")
-    for name, value in dataclasses.asdict(config).items():
-        if value == math.inf and name != "clip":  # no number has been refused above
-            raise UsageError(f"--{name.replace('_', '-')} {value}: expected a finite number")
-    if config.half_size > 1:
-        raise UsageError(f"--half-size {config.half_size}: expected a share of training, 0 to 1")
+def check(config: Options) -> None:
+    """Raise UsageError for a value out of its bounds, or that doesn't fit another's."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, bounds, name = getattr(config, field.name), field.metadata, flag(field.name)
+        choices = typing.get_args(hints[field.name]) if typing.get_origin(hints[field.name]) is Literal else ()
+        if choices and value not in choices:
+            raise UsageError(f"{name} {value}: expected one of {', '.join(choices)}")
+        if not isinstance(value, int | float):
+            continue
+        least, most, above = (bounds.get(key) for key in ("least", "most", "above"))
+        if least is not None and not value >= least:
+            raise UsageError(f"{name} {value}: expected {least} or more")
+        if above is not None and not value > above:
+            expected = "a positive number" if above == 0 else f"more than {above}"
+            raise UsageError(f"{name} {value}: expected {expected}")
+        if most is not None and not value <= most:
+            raise UsageError(f"{name} {value}: expected {most} or less")
+        if not math.isfinite(value) and not (value > 0 and bounds.get("infinite")):
+            raise UsageError(f"{name} {value}: expected a finite number")
     if not re.fullmatch(NAME, config.dataset):
         raise UsageError(f"--dataset {config.dataset}: expected a name, that of a folder in --data-dir")
-    if config.seed >= 2**63:
-        raise UsageError(f"--seed {config.seed}: expected less than 2^63")
-    for name, choices in {"block": BLOCKS, "images": ("auto", "device", "mapped"),
-                          "precision": ("auto", "float32", "bfloat16")}.items():  # fmt: skip
-        if getattr(config, name) not in choices:
-            raise UsageError(f"--{name} {getattr(config, name)}: expected one of {', '.join(choices)}")
     differing = [name for name in VIEWED if getattr(config, name)]
-    most = 1 if not differing else 2 if differing == ["flip"] else math.inf
-    if getattr(config, "views", 1) > most:
-        options = ", ".join(f"--{name}" for name in VIEWED if name not in differing)
+    most_views = 1 if not differing else 2 if differing == ["flip"] else math.inf
+    if getattr(config, "views", 1) > most_views:
+        options = ", ".join(flag(name) for name in VIEWED if name not in differing)
         raise UsageError(
-            f"--views {config.views}: more than {most} would be alike; add --views {most}, or one of {options}"
+            f"--views {config.views}: more than {most_views} would be alike; add --views {most_views}, or one of "
+            f"{options}"
         )
-    if config.image_size and config.image_size < 16:
+    if 0 < config.image_size < 16:
         raise UsageError(f"--image-size {config.image_size}: expected 0, or 16 or more as Conv4 halves four times")
     if config.steps is None and config.minutes is None:
         raise UsageError("training has no end: give --steps or --minutes")
+
+
+def flag(name: str) -> str:
+    """As it is written on a command line."""
+    return "--" + name.replace("_", "-")

@@ -18,8 +18,10 @@ import convex_maml
 import imaml
 import maml
 import reptile
-from common import meters
-from common import run as frame
+from common import command as command_line
+from common import folder, log, meters
+from common.ranks import MeanOverBatches
+from common.run import Run
 from common.shards import ROOT
 from tests.conftest import write_set
 
@@ -45,12 +47,12 @@ SMALL += " --test-episodes 60 --device cpu --no-keep-memory"
 def command(monkeypatch, data_dir, tmp_path):
     """Runs a script's command in this process, in an empty folder: (exit status, standard error)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(frame, "ROOT", tmp_path)
+    monkeypatch.setattr(folder, "ROOT", tmp_path)
 
     def call(options, script=convex_imaml, data=data_dir):
         monkeypatch.setattr(sys, "argv", [script.__file__, "--data-dir", str(data), *options.split()])
         try:
-            frame.command(script.main)
+            command_line.command(script.main)
             return 0
         except SystemExit as stop:
             return stop.code
@@ -79,7 +81,7 @@ def test_a_run_leaves_files_that_agree_with_each_other_and_with_what_it_printed(
     assert (folder / "script.py").read_text() == open(script.__file__).read()
 
     rows = rows_of(folder)
-    assert [int(row["step"]) for row in rows] == [50, 100, 120] and tuple(rows[0]) == frame.COLUMNS
+    assert [int(row["step"]) for row in rows] == [50, 100, 120] and tuple(rows[0])[: len(log.COLUMNS)] == log.COLUMNS
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     assert all(float(row["seconds"]) > 0 and float(row["peak_mib"]) > 50 for row in rows)
 
@@ -106,16 +108,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(script, command, 
     options = f"{SMALL} {SCRIPTS[script]} --dataset glyphs --steps 20 --eval-every 10 --shift 0.1"
     assert command(f"{options} --out whole", script, glyphs_folder.parent) == 0
 
-    count = frame.Run.count
+    count = Run.count
 
     def interrupted(self, *args, **statistics):
         count(self, *args, **statistics)
         if self.step == 13:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(frame.Run, "count", interrupted)
+    monkeypatch.setattr(Run, "count", interrupted)
     assert command(f"{options} --out parts", script, glyphs_folder.parent) != 0
-    monkeypatch.setattr(frame.Run, "count", count)
+    monkeypatch.setattr(Run, "count", count)
     assert [row["step"] for row in rows_of(tmp_path / "parts")] == ["10"]
     with open(tmp_path / "parts" / "log.csv", "a") as file:
         file.write("12,1,,,,,,,,,,,\n")  # a row that came after the checkpoint, as a killed process may leave it
@@ -159,7 +161,7 @@ def test_evaluate_repeats_the_runs_result_and_takes_other_shots(command, tmp_pat
 @pytest.mark.slow
 def test_the_best_checkpoint_by_validation_is_tested(command, tmp_path, monkeypatch):
     accuracies = iter([0.9, 0.4, 0.3])
-    monkeypatch.setattr(frame.meters, "mean_ci95", lambda values: (next(accuracies, 0.0), 0.0))
+    monkeypatch.setattr(meters, "mean_ci95", lambda values: (next(accuracies, 0.0), 0.0))
     assert command(f"{SMALL} --steps 150 --out best") == 0
     state = state_of(tmp_path / "best")
     assert state["best"] == (0.9, 0.0)
@@ -167,11 +169,11 @@ def test_the_best_checkpoint_by_validation_is_tested(command, tmp_path, monkeypa
     assert not torch.equal(state["best_state"][key], state["model"][key])
 
 
-def test_minutes_end_training_and_the_rate_falls_to_zero(command, tmp_path):
+def test_minutes_end_training_and_the_rate_falls(command, tmp_path):
     assert command(f"{SMALL} --minutes 0.02 --out timed") == 0
     result = json.loads((tmp_path / "timed" / "result.json").read_text())
     assert 1.2 <= result["train_seconds"] < 10 and result["steps"] == int(rows_of(tmp_path / "timed")[-1]["step"])
-    assert state_of(tmp_path / "timed")["optimizer"]["param_groups"][0]["lr"] < 1e-9
+    assert state_of(tmp_path / "timed")["optimizer"]["param_groups"][0]["lr"] < 0.05 * 3e-3
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(
@@ -201,14 +203,14 @@ BAD = {
     "--ways 1": "--ways 1: expected 2 or more",
     "--shots 20": "has 20 images",
     "--shots x": "--shots",
-    "--block pool": "--block pool: expected one of norm-pool, pool-norm",
+    "--block pool": "invalid choice 'pool' for argument '--block'. Expected one of ('norm-pool', 'pool-norm')",
     "--device tpu": "--device tpu",
     "--no-such-option 3": "--no-such-option",
     "--tasks 3 --batches 2": "--tasks 3 in 2 batches",
     "--resume nowhere": "nowhere is no run folder",
     "--evaluate nowhere": "nowhere is no run folder",
     "--half-size 0.5": "--half-size 0.5: toy's images are below 32x32",
-    "--half-size 1.5": "--half-size 1.5: expected a share of training, 0 to 1",
+    "--half-size 1.5": "--half-size 1.5: expected 1 or less",
     "--image-size 8": "--image-size 8: expected 0, or 16 or more",
     "--learning-rate -1": "--learning-rate -1.0: expected 0 or more",
     "--clip 0": "--clip 0.0: expected a positive number",
@@ -223,7 +225,7 @@ BAD = {
     "--minutes 0": "--minutes 0.0: expected a positive number",
     "--strength 0": "--strength 0.0: expected a positive number",
     "--train-shots 15 --train-queries 8": "--train-shots 15 and --train-queries 8: class",
-    "--seed 100000000000000000000": "expected less than 2^63",
+    "--seed 100000000000000000000": "expected 9223372036854775807 or less",
     f"--out {__file__}/run": "is a file, expected a folder or a new name",
 }
 
@@ -319,7 +321,7 @@ def test_splits_whose_images_differ_in_size_are_refused(command, tmp_path, data_
 
 @pytest.mark.parametrize("where", ("inside", "outside"))
 def test_a_relative_data_folder_is_found_again(where, command, tmp_path, monkeypatch, data_dir):
-    monkeypatch.setattr("common.options.ROOT", tmp_path)
+    monkeypatch.setattr(command_line, "ROOT", tmp_path)
     place = tmp_path if where == "inside" else tmp_path.parent / f"{tmp_path.name}-beside"
     place.mkdir(exist_ok=True)
     shutil.copytree(data_dir / "toy", place / "sets" / "toy")
@@ -327,7 +329,7 @@ def test_a_relative_data_folder_is_found_again(where, command, tmp_path, monkeyp
     assert command(f"{SMALL} --steps 50 --out run", data="sets") == 0
     monkeypatch.chdir(tmp_path.parent)
     monkeypatch.setattr(sys, "argv", [convex_imaml.__file__, "--evaluate", str(place / "run")])
-    frame.command(convex_imaml.main)
+    command_line.command(convex_imaml.main)
     assert (place / "run" / "test-toy-5w1s-s0" / "result.json").exists()
 
 
@@ -361,13 +363,17 @@ def test_gradients_and_running_averages_are_means_over_batches(batches, data_dir
     config = convex_imaml.Config(
         dataset="toy", data_dir=data_dir, device="cpu", width=8, tasks=8, batches=batches, steps=9, keep_memory=False
     )
-    run = frame.Run(config, convex_imaml.__file__)
+    run = Run(config, convex_imaml.__file__)
     run.step = 3
     train, *_ = run.loaders()
     torch.manual_seed(0)
     model = convex_imaml.Model(train.image_shape, config, run.device)
     start = copy.deepcopy(model)
-    assert len([convex_imaml.meta_step(model, episode, config) for episode in run.draw(train, model)]) == batches
+    mean = MeanOverBatches(model, run.batches)
+    for episode in run.draw(train):
+        convex_imaml.meta_step(model, episode, config)
+        mean.add()
+    mean.over_processes()
     train.position = 3 * batches
     apart = []
     for _ in range(batches):
@@ -423,7 +429,8 @@ def test_no_thread_of_the_process_group_outlives_it(tmp_path, data_dir):
     """One that did would abort, now and then, a process that ends: it asks for an interpreter that is gone."""
     program = tmp_path / "program.py"
     program.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pathlib, convex_imaml; from common.run import command\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pathlib, convex_imaml\n"
+        "from common.command import command\n"
         "command(convex_imaml.main)\n"
         "names = [task.read_text() for task in pathlib.Path('/proc/self/task').glob('*/comm')]\n"
         "assert not [name for name in names if 'gloo' in name], names\n"

@@ -70,11 +70,8 @@ def test_newton_steps_run_to_convergence_give_convex_imamls_meta_gradient(data_d
     unrolled = gradients_of(convex_maml, model, episode, config)
     other = convex_imaml.Config(width=4, tolerance=1e-13, learn_start=True)
     implicit_model = a_model(convex_imaml, other).double()
-    state = model.state_dict()
-    state["log_strength"] = state.pop("log_rate_or_strength")
-    implicit_model.load_state_dict(state)
+    implicit_model.load_state_dict(model.state_dict())
     implicit = gradients_of(convex_imaml, implicit_model, episode, other)
-    implicit["log_rate_or_strength"] = implicit.pop("log_strength")
     for name, gradient in unrolled.items():
         assert gradient.norm() > 1e-6, name
         torch.testing.assert_close(gradient, implicit[name], rtol=1e-6, atol=1e-9, msg=name)

@@ -1,0 +1,147 @@
+"""The command of a script: its words become a Config, and what goes wrong becomes one line."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import tyro
+
+from common import lock, meters
+from common.options import Options, check, flag
+from common.shards import ROOT, UsageError
+
+
+def command(main: Callable[[], None]) -> None:
+    """Run a script's main. A person's mistake is one line on standard error and exit status 2; what the machine can't
+    do, as when the disk is full, is one line too and exit status 1: the last checkpoint stays whole."""
+    try:
+        main()
+    except UsageError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # who read what is printed, as `head` does, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
+        said = " ".join(str(error).split()) or "no memory left"
+        print(f"error: {said}; --resume RUN goes on from the last checkpoint, which is whole", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; --resume RUN goes on from the last checkpoint")
+    finally:
+        lock.release()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def parse(config_type: type, settings: dict[str, dict]):
+    """Read the command line into `config_type`, whose defaults for a data set are `settings[dataset]`, or those of
+    "other"; with --resume and --evaluate they are the run's own. Device and precision are settled: never "auto".
+
+    Raises UsageError where an option disagrees with the run's, or a value is out of its bounds.
+    """
+    argv = sys.argv[1:]
+    first = {name: _value_of(argv, name) for name in ("dataset", "resume", "evaluate")}
+    origin = first["resume"] or first["evaluate"]
+    if origin:
+        default = _saved_config(config_type, Path(origin), at_test=not first["resume"])
+    else:
+        dataset = first["dataset"] or Options.dataset
+        default = config_type(**{"dataset": dataset, **settings.get(dataset, settings["other"])})
+        given = {word.split("=")[0] for word in argv}
+        if "--minutes" in given and "--steps" not in given:
+            default = dataclasses.replace(default, steps=None)
+    config = _command_line(config_type, default, argv)
+    if origin:
+        may_differ = "at_resume" if config.resume else "at_test"
+        for field in dataclasses.fields(config):
+            value, saved, name = getattr(config, field.name), getattr(default, field.name), flag(field.name)
+            if value != saved and not field.metadata.get(may_differ):
+                raise UsageError(
+                    f"{name} {value}: {origin} was started with {saved}; leave {name} out, or start another run"
+                )
+    check(config)
+    device = meters.settled_device(config.device)
+    settled = device.type if config.device in ("auto", "cuda") else config.device
+    precision = meters.settled_precision(config.precision, device)
+    config = dataclasses.replace(config, device=settled, precision=precision)
+    if config.print_config:
+        _print(config, settings if not origin else {}, argv, origin)
+        sys.exit(0)
+    return config
+
+
+def _value_of(argv: list[str], name: str) -> str | None:
+    """The value of --name on a command line, read before the defaults of everything else are known."""
+    for word, following in zip(argv, [*argv[1:], None]):
+        if word == f"--{name}":
+            return following
+        if word.startswith(f"--{name}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _command_line(config_type: type, default, argv: list[str]):
+    """`default` with what the command line changes. Raises UsageError, of one line, for words that tyro refuses."""
+    about = (sys.modules[config_type.__module__].__doc__ or "").partition("\n\n")[0]
+    description = f"{about}\n\nThe defaults are those for --dataset {default.dataset}; another data set has others."
+    refused = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(refused):
+            return tyro.cli(config_type, default=default, args=argv, description=description)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        words = re.sub(r"[─-╿]|-{3,}|\x1b\[[0-9;]*m", " ", refused.getvalue())
+        raise UsageError(" ".join(words.split())) from None
+
+
+def _saved_config(config_type: type, folder: Path, at_test: bool):
+    """The Config of a run folder, with the precision that it had; a test's device is settled anew."""
+    try:
+        about = json.loads((folder / "config.json").read_text())
+        saved = about["options"]
+        saved |= {"data_dir": ROOT / saved["data_dir"], "out": None}
+        if saved.get("precision") == "auto":  # of a run before these were saved as settled
+            saved["precision"] = about.get("precision", "auto")
+        if at_test:
+            saved["device"] = "auto"
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{folder} is no run folder (it has no whole config.json); runs are under runs/") from None
+    fields = {field.name: field for field in dataclasses.fields(config_type)}
+    if unknown := set(saved) - set(fields) - {"algorithm"}:
+        raise UsageError(
+            f"{folder} is a run of {saved.get('algorithm')}, with options {sorted(unknown)} that aren't here"
+        )
+    for name, value in saved.items():
+        default = fields[name].default if name in fields else None
+        if default is not None and isinstance(default, int | float) != isinstance(value, int | float):
+            raise UsageError(f"{folder} is no run folder ({name} is {value!r} in its config.json)")
+    return config_type(**{name: value for name, value in saved.items() if name in fields})
+
+
+def _print(config: Options, settings: dict[str, dict], argv: list[str], origin: str | None) -> None:
+    """A line an option: its value, and where that comes from."""
+    given = {word.split("=")[0].replace("--no-", "--", 1) for word in argv if word.startswith("--")}
+    of_set = settings.get(config.dataset, settings.get("other", {}))
+    for field in dataclasses.fields(config):
+        if field.name == "print_config":
+            continue
+        source = "default" if not origin else f"of {origin}"
+        if field.name in of_set:
+            source = f"SETTINGS for {config.dataset}"
+        if field.name == "steps" and config.steps is None and config.minutes is not None:
+            source = "--minutes instead"
+        if flag(field.name) in given:
+            source = "command line"
+        elif field.default == "auto" and field.name in ("device", "precision") and not origin:
+            source = "auto, on this machine"
+        print(f"{flag(field.name)} {getattr(config, field.name)}".ljust(40), f"({source})")

@@ -1,0 +1,125 @@
+"""A run folder: made, described, and read again; nobody else writes into it meanwhile."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from common import lock, log, meters
+from common.options import Options
+from common.shards import ROOT, UsageError
+
+
+def create(config: Options, script: Path, processes: int, device: torch.device) -> Path:
+    """The folder of a run that starts, or of a test, with config.json in it, and for a run script.py.
+
+    Raises UsageError where --out can't be made or holds a run.
+    """
+    c, name = config, f"{config.dataset}-{config.ways}w{config.shots}s-s{config.seed}"
+    default = c.evaluate / f"test-{name}" if c.evaluate else ROOT / "runs" / f"{script.stem}-{name}"
+    folder = _new_folder(c.out, default)
+    lock.hold(folder)
+    if (folder / "config.json").exists():
+        raise UsageError(f"--out {folder} holds a run already; go on with --resume {folder}, or name another folder")
+    write_whole(folder / "config.json", json.dumps(description(config, script, processes, device), indent=1))
+    if not c.evaluate:
+        write_whole(folder / "script.py", script.read_bytes())
+    return folder
+
+
+def description(config: Options, script: Path, processes: int, device: torch.device) -> dict:
+    """What config.json says of a run."""
+    options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
+    del options["print_config"]
+    data_dir = config.data_dir.absolute()  # or relative to the project, so that a run folder may move with it
+    options["data_dir"] = str(data_dir.relative_to(ROOT) if data_dir.is_relative_to(ROOT) else data_dir)
+    return {
+        "options": {"algorithm": script.stem, **options},
+        "command": [script.name, *sys.argv[1:]],
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__},
+        "commit": meters.commit(script.resolve().parent),
+        "processes": processes,
+        "precision": config.precision,
+        "hardware": meters.hardware(device),
+    }
+
+
+def load(
+    source: Path, config: Options, script: Path, processes: int, model: nn.Module, optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> tuple[dict, log.Log]:  # fmt: skip
+    """Give the model (and with --resume the optimiser) what a run folder holds; return its checkpoint, and its log up
+    to there. Raises UsageError for one that isn't whole, or is of another script, of other processes or shapes."""
+    resumed = config.resume is not None
+    try:
+        about = json.loads((source / "config.json").read_text())
+        trained_by = about["options"].get("algorithm")
+        checkpoint = torch.load(source / "checkpoint.pt", map_location=device, weights_only=True)
+        weights = checkpoint["model"] if resumed else checkpoint["best_state"]
+        its_log = log.read(source / "log.csv", checkpoint["step"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:80]}"
+        raise UsageError(f"{source} is no whole run folder ({reason}); start the run again") from None
+    if resumed and trained_by != script.stem:
+        raise UsageError(
+            f"--resume {source}: a run of {trained_by}.py, expected one of {script.name}; go on with the script that "
+            "started it"
+        )
+    if resumed and not config.batches and about.get("processes") != processes:
+        raise UsageError(
+            f"--resume {source}: {processes} processes, expected the {about.get('processes')} it was started with, as "
+            "a meta-step has a batch for each; use as many"
+        )
+    shapes, others = ({k: v.shape for k, v in state.items()} for state in (model.state_dict(), weights))
+    if shapes != others:
+        wrong = min(k for k in shapes | others if shapes.get(k) != others.get(k))
+        if trained_by != script.stem:
+            raise UsageError(f"{source}: a run of {trained_by}.py, whose {wrong} differs")
+        raise UsageError(
+            f"{source}: its {wrong} has another shape; expected images of as many channels and pixels, and as many "
+            "--ways, as it was trained on"
+        )
+    if not resumed and about.get("precision", config.precision) != config.precision:
+        print(
+            f"note: {source} was trained in {about['precision']}, this test is in {config.precision}", file=sys.stderr
+        )
+    model.load_state_dict(weights)
+    if resumed:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    return checkpoint, its_log
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write beside the file and rename, so that it is never half there. An OSError names it, and leaves no other."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _new_folder(wanted: Path | None, default: Path) -> Path:
+    """The folder asked for, or the default one with the first free number behind it: made, and nobody else's."""
+    try:
+        if wanted:
+            if above := [path for path in (wanted, *wanted.parents) if path.is_file()]:
+                raise UsageError(f"--out {wanted}: {above[0]} is a file, expected a folder or a new name")
+            wanted.mkdir(parents=True, exist_ok=True)
+            return wanted
+        for i in range(1, 10_000):
+            folder = default.with_name(f"{default.name}-{i}") if i > 1 else default
+            with contextlib.suppress(FileExistsError):  # of a run that starts at this moment, too
+                folder.mkdir(parents=True)
+                return folder
+    except OSError as error:
+        raise UsageError(f"--out {wanted or default}: {error.strerror}; name a folder that can be made") from None
+    raise UsageError(f"--out: {default} and 9,999 like it exist; name another folder")
