@@ -50,7 +50,7 @@ class Config(Options):
     block: Literal["norm-pool", "pool-norm"] = "norm-pool"
     """norm-pool is the usual Conv4 (convolution, batch norm, ReLU, pool); pool-norm pools before batch norm."""
     precision: Literal["auto", "float32", "bfloat16"] = option("float32", at_test=True)
-    """The network's precision; auto takes bfloat16 on CPUs that multiply it, though the implicit gradient loses digits."""
+    """The network's precision; auto takes bfloat16 where the CPU multiplies it: the implicit gradient loses digits."""
 
 
 # What serves a data set best, where it isn't the default; "other" is for a set of your own.

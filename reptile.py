@@ -43,7 +43,7 @@ class Config(Options):
     inner_rate: float = option(1e-3, above=0)
     """The learning rate of the inner steps."""
     inner_optimizer: Literal["adam", "sgd"] = "adam"
-    """The inner steps' optimiser. Adam is without momentum; its second moments go on from task to task, as published."""
+    """The inner steps' optimiser. Adam is without momentum; its second moments go from task to task, as published."""
     learning_rate: float = option(1.0, least=0)
     """epsilon, the share of the way to phi. It is reached after 20 steps and falls to 0 by a half cosine."""
     outer: Literal["adam", "sgd"] = "sgd"
