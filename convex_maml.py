@@ -24,12 +24,12 @@ from common.augment import Warp, views
 from common.command import command, parse
 from common.conv4 import Statistics, backbone
 from common.episodes import Episode, EpisodeLoader
+from common.newton import ProximalHead
 from common.options import Options, fixed_ways, flag, option
 from common.ranks import MeanOverBatches
 from common.results import gather, outcome, report
 from common.run import Run, outer_optimizer
 from common.shards import UsageError
-from common.solvers import ProximalHead
 
 
 @dataclass

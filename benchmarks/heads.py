@@ -27,8 +27,8 @@ from worker import a_head_problem  # noqa: E402
 from benchmarks import save  # noqa: E402
 from common.command import command  # noqa: E402
 from common.meters import keep_memory  # noqa: E402
+from common.newton import newton_head  # noqa: E402
 from common.shards import UsageError  # noqa: E402
-from common.solvers import newton_head  # noqa: E402
 
 MIDDLE = {"tasks": 16, "ways": 5, "shots": 10, "features": 512}
 SIZES = {

@@ -26,7 +26,7 @@ from common import meters  # noqa: E402
 from common.conv4 import Conv4  # noqa: E402
 from common.episodes import Episode, EpisodeLoader  # noqa: E402
 from common.meters import keep_memory  # noqa: E402
-from common.solvers import newton_head  # noqa: E402
+from common.newton import newton_head  # noqa: E402
 
 CPU = torch.device("cpu")
 SHAPES = {"omniglot": (1, 28, 28), "miniimagenet": (3, 84, 84)}

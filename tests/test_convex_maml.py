@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 import convex_imaml
 import convex_maml
+from common.newton import ProximalHead
 from common.shards import UsageError
-from common.solvers import ProximalHead
 from convex_maml import Config, adapt
 from tests.gradients import a_model, an_episode, assert_gradients_are_those_of_the_loss, differences, gradients_of
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from common.conv4 import BLOCKS
 from common.derivatives import batch_norm, convolve, max_pool
 from common.episodes import EpisodeLoader
+from common.newton import newton_head
 from common.shards import ROOT
-from common.solvers import newton_head
 from tests.gradients import a_model, an_episode, gradients_of
 from tests.test_scripts import every_script
 

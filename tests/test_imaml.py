@@ -120,19 +120,41 @@ def test_a_system_that_is_not_solved_says_so(data_dir):
     assert statistics["residual"].shape == (3,) and not statistics["converged"].any()
 
 
-@pytest.mark.parametrize(("scale", "taken"), ((0.0, 1.0), (1.5, 1.0), (0.5, 0.5)))
+@pytest.mark.parametrize(("scale", "taken"), ((0.0, 1.0), (1.5, 1.0), (float("nan"), 1.0), (0.5, 0.5)))
 def test_the_first_order_gradient_takes_the_place_of_what_no_minimum_gives(data_dir, monkeypatch, scale, taken):
-    """Nothing, or more than v; what a minimum may give is kept."""
+    """Nothing, or more than v, or no number; what a minimum may give is kept. The residual is that of what is taken."""
     model, _, x, y = a_task(data_dir, Config())
     phi = adapt(model, x, y, 3, Config())
     v = torch.randn_like(flat(phi.values()))[None]
-    found = Solution(scale * v, torch.zeros(1), torch.ones(1), torch.tensor([True]))
-    monkeypatch.setattr(imaml, "cg", lambda *_, **__: found)
+    found = Solution(scale * v, torch.full((1,), 77.0), torch.ones(1), torch.tensor([True]))
+    matvecs = []
+
+    def stand_in(matvec, v, **_):
+        matvecs.append(matvec)
+        return found._replace(value=scale * v)
+
+    monkeypatch.setattr(imaml, "cg", stand_in)
     solution = implicit_gradient(model, phi, x, y, v, Config())
     assert torch.equal(solution.value, taken * v) and solution.converged.tolist() == [scale == taken]
-    monkeypatch.setattr(imaml, "cg", lambda _, v, **__: found._replace(value=scale * v))
+    residual = (v - matvecs[0](v)).norm(dim=1) if scale != taken else found.residual
+    torch.testing.assert_close(solution.residual, residual)
     statistics = imaml.meta_step(model, an_episode(data_dir, torch.float64), Config())
-    assert statistics["first_order"].tolist() == [float(scale != taken)] * 3
+    assert statistics["first_order"].tolist() == [scale != taken] * 3
+
+
+def test_an_exact_solution_that_rounding_makes_as_long_as_v_is_no_fallback(data_dir):
+    """Where H is next to nothing u is v but for rounding, which may make it the longer one."""
+    config = Config(strength=1e9)
+    model, episode = a_model(imaml, Config(width=4)), an_episode(data_dir, tasks=8)
+    x, y = episode.x_support, episode.y_support
+    phi = adapt(model, x, y, 0, config)
+    longer = 0
+    for seed in range(4):
+        v = torch.randn(8, sum(p[0].numel() for p in phi.values()), generator=torch.Generator().manual_seed(seed))
+        solution = implicit_gradient(model, phi, x, y, v, config)
+        assert solution.converged.all() and not solution.more["first_order"].any()
+        longer += int((solution.value.norm(dim=1) >= v.norm(dim=1)).sum())
+    assert longer > 0
 
 
 @pytest.mark.parametrize("rate", (0.05, 0.1))
