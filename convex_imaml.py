@@ -5,7 +5,7 @@ A task's head minimises a strongly convex function of its support set's features
     W* = argmin_W  1/S sum_s CE(W f_s, y_s) + strength/2 |W - W0|^2                    (Eq 4, final layer only)
 
 The meta-gradient of the query loss goes through W* by the implicit function theorem, to W0 (Eq 5) and also, which the
-paper leaves out, to the backbone through the support features and to the strength: see common/solvers.py.
+paper leaves out, to the backbone through the support features and to the strength: see common/newton.py.
 
     python convex_imaml.py --dataset omniglot --shots 1
 
