@@ -55,8 +55,8 @@ def warp(x: Tensor, how: Warp, images_a_class: int, generator: torch.Generator, 
     B, C, H, W = x.shape
 
     def uniform(limit, repeats=alike):  # (B,) in -limit..limit
-        values = torch.rand(B // repeats, generator=generator, device=x.device).repeat_interleave(repeats)
-        return (2 * values - 1) * limit
+        values = torch.rand(B // repeats, generator=generator, device=generator.device).to(x.device)
+        return (2 * values.repeat_interleave(repeats) - 1) * limit
 
     mirror = x.new_ones(B)
     for flip, repeats in ((how.flip, 1), (how.flip_class, images_a_class)):
@@ -68,7 +68,7 @@ def warp(x: Tensor, how: Warp, images_a_class: int, generator: torch.Generator, 
         rows = [torch.stack([cos * mirror, -sin, 2 * uniform(how.shift)], -1)]
         rows += [torch.stack([sin * mirror, cos, 2 * uniform(how.shift)], -1)]
         grid = F.affine_grid(torch.stack(rows, 1).to(x.dtype), (B, C, H, W), align_corners=False)
-        x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+        x = sample(x, grid, x.device.type != "mps")
     elif how.flip or how.flip_class:
         x = torch.where(mirror[:, None, None, None] > 0, x, x.flip(3))
     if how.jitter:
@@ -78,3 +78,15 @@ def warp(x: Tensor, how: Warp, images_a_class: int, generator: torch.Generator, 
         # normalised images: a brightness of 0.1 is a tenth of the training images' standard deviation
         x = level + brightness + (1 + contrast) * (grey - level + (1 + saturation) * (x - grey))
     return x
+
+
+def sample(x: Tensor, grid: Tensor, has_border: bool) -> Tensor:
+    """x (B, C, H, W) at the places of grid (B, H, W, 2), -1..1 across the image; outside, the nearest edge repeats.
+
+    has_border: whether the device has that padding. Metal doesn't in torch 2.4 to 2.10; there the places are clamped
+    to the middles of the outermost pixels, which gives the same values but for rounding.
+    """
+    if has_border:
+        return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    most = 1 - 1 / grid.new_tensor([x.shape[3], x.shape[2]])
+    return F.grid_sample(x, grid.clamp(-most, most), padding_mode="zeros", align_corners=False)

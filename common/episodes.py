@@ -103,8 +103,10 @@ class EpisodeLoader:
         self.mapped = memory == "mapped" or (memory == "auto" and pixels.nbytes > _free_memory(self.device) / 2)
         self.pixels = pixels if self.mapped else self._resized(torch.from_numpy(np.array(pixels)).to(self.device))
         self.largest = int(counts.max())
-        self.start = torch.from_numpy(starts[:-1]).to(self.device)
-        self.count = torch.from_numpy(counts).to(self.device)
+        # Rows of a mapped file are drawn on the CPU, which reads them, so that no step waits for the device.
+        self.drawn_on = torch.device("cpu") if self.mapped else self.device
+        self.start = torch.from_numpy(starts[:-1]).to(self.drawn_on)
+        self.count = torch.from_numpy(counts).to(self.drawn_on)
         self.mean = torch.as_tensor(mean, dtype=torch.float32, device=self.device)[:, None, None] * 255
         self.std = torch.as_tensor(std, dtype=torch.float32, device=self.device)[:, None, None] * 255
         self.reader = ThreadPoolExecutor(1) if self.mapped else None
@@ -131,13 +133,13 @@ class EpisodeLoader:
         return episode
 
     def _draw(self, position: int) -> tuple[Episode, torch.Generator]:
-        generator = torch.Generator(self.device).manual_seed((self.seed * 1_000_003 + position) * 1_000_003 % 2**63)
+        generator = torch.Generator(self.drawn_on).manual_seed((self.seed * 1_000_003 + position) * 1_000_003 % 2**63)
         T, N, K, Q = self.tasks, self.ways, self.shots, self.queries
         if self.pool is None:
             classes = _choose(len(self.count), N, generator, T)  # (T, N)
             within = _choose(self.largest, K + Q, generator, T * N, self.count[classes].flatten())  # (T N, K + Q)
             rows = (self.start[classes].flatten()[:, None] + within).flatten()  # (B,)
-            places = torch.arange(len(rows), device=self.device).view(T, N, K + Q)
+            places = torch.arange(len(rows), device=self.drawn_on).view(T, N, K + Q)
         else:
             C, M = self.pool
             drawn = _choose(len(self.count), C, generator, 1)[0]  # (C,)
@@ -148,14 +150,15 @@ class EpisodeLoader:
         support, y_support = _shuffle(places[:, :, :K], generator)
         query, y_query = _shuffle(places[:, :, K:], generator)
         images = self._pixels(rows).float().sub_(self.mean).div_(self.std)
-        return Episode(images, support, query, y_support, y_query, classes, rows), generator
+        drawn = (x.to(self.device, non_blocking=True) for x in (support, query, y_support, y_query, classes, rows))
+        return Episode(images, *drawn), generator
 
     def _pixels(self, rows: Tensor) -> Tensor:
         if not self.mapped:
             return self.pixels.index_select(0, rows)  # on a CPU ten times faster than pixels[rows]
         order = rows.argsort()  # a file is read fastest in its own order
-        block = torch.from_numpy(self.pixels[rows[order].cpu().numpy()]).to(self.device)
-        return self._resized(block)[order.argsort()]
+        block = torch.from_numpy(self.pixels[rows[order].numpy()]).to(self.device)
+        return self._resized(block)[order.argsort().to(self.device)]
 
     def _resized(self, pixels: Tensor) -> Tensor:
         """uint8 (n, C, H, W) at this loader's size, by bilinear interpolation over what a new pixel covers."""

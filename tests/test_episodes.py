@@ -4,8 +4,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from common.augment import Warp, views, warp
+from common.augment import Warp, sample, views, warp
 from common.episodes import EpisodeLoader
 from common.shards import UsageError
 
@@ -221,3 +222,26 @@ def test_a_file_that_is_not_whole_is_refused_with_the_command_that_builds_it(dat
     with pytest.raises(UsageError, match="python data_prep/build.py --dataset toy") as refusal:
         EpisodeLoader(path, 5, 1, 1, 1)
     assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("shape", ((4, 1, 28, 28), (3, 3, 20, 32)))
+def test_a_clamped_grid_gives_what_border_padding_does(shape):
+    """As Metal has no border padding; up to rounding, also far outside and at the corners."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(shape, generator=generator)
+    maps = torch.randn(len(x), 2, 3, generator=generator) * 0.5 + torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+    grid = F.affine_grid(maps, shape, align_corners=False)
+    assert (grid.abs() > 1.2).any()
+    with_border = sample(x, grid, has_border=True)
+    torch.testing.assert_close(sample(x, grid, has_border=False), with_border, rtol=0, atol=1e-5)
+    assert (F.grid_sample(x, grid, align_corners=False) - with_border).abs().max() > 0.1
+
+
+def test_a_mapped_file_is_read_without_asking_the_device_for_anything(data_dir):
+    """torch's meta device can't be read back: what it is asked for raises."""
+    loader = loader_of(data_dir, device="meta", memory="mapped", image_size=20)
+    episode = loader.sample()
+    assert episode.images.shape == (150, 1, 20, 20) and episode.support.shape == (6, 10)
+    assert {x.device.type for x in (episode.images, episode.query, episode.y_query, episode.rows)} == {"meta"}
+    on_cpu = loader_of(data_dir, memory="mapped").sample()
+    np.testing.assert_array_equal(on_cpu.rows, loader_of(data_dir, memory="device").sample().rows)
