@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import tyro
+from tqdm import tqdm
 
 from common import lock, meters
 from common.options import Options, check, flag
@@ -25,12 +26,14 @@ def command(main: Callable[[], None]) -> None:
     try:
         main()
     except UsageError as error:
+        _close_bars()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # who read what is printed, as `head` does, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
+        _close_bars()
         said = " ".join(str(error).split()) or "no memory left"
         print(f"error: {said}; --resume RUN goes on from the last checkpoint, which is whole", file=sys.stderr)
         sys.exit(1)
@@ -40,6 +43,12 @@ def command(main: Callable[[], None]) -> None:
         lock.release()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _close_bars() -> None:
+    """So that a progress bar isn't drawn once more behind the message."""
+    for bar in list(tqdm._instances):
+        bar.close()
 
 
 def parse(config_type: type, settings: dict[str, dict]):

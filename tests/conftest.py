@@ -1,5 +1,6 @@
 """Small data sets that the tests make themselves."""
 
+import sys
 from pathlib import Path
 
 import h5py
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from common import shards
+import convex_imaml
+from common import command as command_line
+from common import folder, shards
 from data_prep import glyphs, output
 
 torch.set_num_threads(1)  # the tests' networks are too small to share out
@@ -49,6 +52,23 @@ def toy(data_dir) -> dict[str, np.ndarray]:
     """The arrays of toy's train.h5."""
     with h5py.File(data_dir / "toy" / "train.h5") as file:
         return {"images": file["images"][:], "start": file["class_start"][:]}
+
+
+@pytest.fixture
+def command(monkeypatch, data_dir, tmp_path):
+    """Runs a script's command in this process, in an empty folder, and returns its exit status."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(folder, "ROOT", tmp_path)
+
+    def call(options, script=convex_imaml, data=data_dir):
+        monkeypatch.setattr(sys, "argv", [script.__file__, "--data-dir", str(data), *options.split()])
+        try:
+            command_line.command(script.main)
+            return 0
+        except SystemExit as stop:
+            return stop.code
+
+    return call
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,7 +1,6 @@
 """The scripts as commands: what they write, resume, test again, refuse, and do in several processes."""
 
 import copy
-import csv
 import json
 import shutil
 import subprocess
@@ -19,11 +18,12 @@ import imaml
 import maml
 import reptile
 from common import command as command_line
-from common import folder, log, meters
+from common import log, meters
 from common.ranks import MeanOverBatches
 from common.run import Run
 from common.shards import ROOT
 from tests.conftest import write_set
+from tests.runs import SMALL, rows_of, state_of
 
 # Every script, with settings at which it learns `toy` in a moment; all but the first are tested among the slow ones.
 SCRIPTS = {
@@ -39,33 +39,6 @@ each_script = pytest.mark.parametrize(
     [s if s is convex_imaml else pytest.param(s, marks=pytest.mark.slow) for s in SCRIPTS],
     ids=lambda s: s.__name__,
 )
-SMALL = "--dataset toy --width 8 --tasks 4 --queries 8 --train-queries 3 --eval-every 50 --val-episodes 10"
-SMALL += " --test-episodes 60 --device cpu --no-keep-memory"
-
-
-@pytest.fixture
-def command(monkeypatch, data_dir, tmp_path):
-    """Runs a script's command in this process, in an empty folder: (exit status, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(folder, "ROOT", tmp_path)
-
-    def call(options, script=convex_imaml, data=data_dir):
-        monkeypatch.setattr(sys, "argv", [script.__file__, "--data-dir", str(data), *options.split()])
-        try:
-            command_line.command(script.main)
-            return 0
-        except SystemExit as stop:
-            return stop.code
-
-    return call
-
-
-def rows_of(folder):
-    return list(csv.DictReader(open(folder / "log.csv")))
-
-
-def state_of(folder):
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
 @each_script

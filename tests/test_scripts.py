@@ -1,5 +1,6 @@
 """What holds for all six algorithms."""
 
+import ast
 import copy
 import dataclasses
 import inspect
@@ -13,7 +14,7 @@ import convex_maml
 import imaml
 import maml
 import reptile
-from common import meters
+from common import meters, options
 from common.augment import Warp, views
 from common.conv4 import backbone
 from common.episodes import EpisodeLoader
@@ -176,3 +177,28 @@ def test_precision_is_by_default_bfloat16_where_the_processor_multiplies_it_but_
             assert meters.settled_precision(script.Config().precision, torch.device(device)) == precision
         assert meters.settled_precision("bfloat16", torch.device("cuda")) == "bfloat16"
         assert backbone((1, 28, 28), script.Config(width=4), torch.device("cpu")).precision == getattr(torch, expected)
+
+
+@pytest.mark.parametrize("script", (convex_maml, maml, imaml, reptile, cavia), ids=lambda s: s.__name__)
+def test_a_test_task_adapts_by_the_tests_number_of_steps_not_the_trainings(script, data_dir):
+    def predictions(**steps):
+        config = script.Config(width=4, precision="float32", inner_rate=0.05, **steps)
+        return script.predict(a_model(script, config).eval(), an_episode(data_dir, shots=2), config)
+
+    two = predictions(inner_steps=1, test_inner_steps=2)
+    assert torch.equal(two, predictions(inner_steps=4, test_inner_steps=2))
+    assert not torch.allclose(two, predictions(inner_steps=1, test_inner_steps=4), rtol=1e-3, atol=1e-5)
+
+
+@every_script
+def test_every_help_text_is_one_line_of_whole_sentences(script):
+    for module, name in ((script, "Config"), (options, "Options")):
+        (config,) = (
+            node
+            for node in ast.parse(open(module.__file__).read()).body
+            if isinstance(node, ast.ClassDef) and node.name == name
+        )
+        for field, text in zip(config.body, config.body[1:]):
+            if isinstance(field, ast.AnnAssign):
+                said = ast.literal_eval(text.value)
+                assert said.endswith(".") and "\n" not in said, field.target.id

@@ -244,6 +244,19 @@ def test_cg_reports_a_matrix_that_is_not_positive_definite():
     torch.testing.assert_close(solution.value[0], b[0] / A[0].diagonal())
 
 
+def test_cg_stops_where_it_meets_no_positive_curvature():
+    """Its value is what it had before that direction: nothing, or the step before; a task beside it goes on."""
+    diagonals = torch.tensor([[-1.0, 2.0, 3.0], [4.0, 1.0, -0.5], [1.0, 2.0, 3.0]])
+    b = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    matvec = lambda x: diagonals * x
+    solution, one_step = cg(matvec, b), cg(matvec, b, iterations=1)
+    assert solution.converged.tolist() == [False, False, True] and solution.iterations.tolist() == [1, 2, 3]
+    assert torch.equal(solution.value[0], torch.zeros(3))
+    assert torch.equal(solution.value[1], one_step.value[1]) and one_step.value[1].norm() > 0
+    torch.testing.assert_close(solution.value[2], b[2] / diagonals[2])
+    torch.testing.assert_close(solution.residual, (b - diagonals * solution.value).norm(dim=1))
+
+
 def test_cg_stopped_early_is_reported_as_not_converged():
     A = torch.diag(torch.linspace(1, 100, 20, dtype=torch.float64))[None]
     solution = cg(lambda x: (A @ x[..., None])[..., 0], torch.ones(1, 20, dtype=torch.float64), iterations=3)

@@ -1,0 +1,16 @@
+"""What several tests of runs share: small settings, and what a run folder holds."""
+
+import csv
+
+import torch
+
+SMALL = "--dataset toy --width 8 --tasks 4 --queries 8 --train-queries 3 --eval-every 50 --val-episodes 10"
+SMALL += " --test-episodes 60 --device cpu --no-keep-memory"
+
+
+def rows_of(folder):
+    return list(csv.DictReader(open(folder / "log.csv")))
+
+
+def state_of(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)

@@ -1,0 +1,208 @@
+"""What a run leaves behind, whatever happens to it: whole files, one writer, the best weights, the same run again."""
+
+import csv
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import convex_imaml
+import maml
+from common import folder, lock, log, meters
+from common.shards import ROOT, UsageError
+from tests.runs import SMALL, rows_of, state_of
+
+TINY = f"{SMALL} --width 4 --val-episodes 2 --test-episodes 2 --eval-every 2"
+
+
+def interrupt(monkeypatch, script, at_call):
+    """The script's meta_step is interrupted at its call of this number, as by Ctrl-C."""
+    meta_step, calls = script.meta_step, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == at_call:
+            raise KeyboardInterrupt
+        return meta_step(*arguments)
+
+    monkeypatch.setattr(script, "meta_step", interrupted)
+
+
+def test_a_resumed_run_goes_on_with_the_optimiser_that_it_had(command, tmp_path, monkeypatch):
+    assert command(f"{TINY} --steps 6 --out whole") == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, convex_imaml, at_call=4)
+        assert command(f"{TINY} --steps 6 --out parts") != 0
+    assert state_of(tmp_path / "parts")["step"] == 2
+    assert command("--resume parts") == 0
+    whole, parts = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
+    assert all(torch.equal(whole["model"][key], parts["model"][key]) for key in whole["model"])
+    moments = [state["optimizer"]["state"][0]["exp_avg_sq"] for state in (whole, parts)]
+    assert torch.equal(*moments) and moments[0].norm() > 0
+
+
+def test_the_weights_that_validation_found_best_are_tested(command, tmp_path, monkeypatch):
+    """Of validations at 0.9, 0.4 and 0.3 the first; what the test is given are its weights."""
+    accuracies = iter([0.9, 0.4, 0.3])
+    monkeypatch.setattr(meters, "mean_ci95", lambda values: (next(accuracies, 0.0), 0.0))
+    tested, evaluate = [], convex_imaml.evaluate
+
+    def recorded(model, loader, *arguments, **options):
+        tested.append({key: value.clone() for key, value in model.state_dict().items()})
+        return evaluate(model, loader, *arguments, **options)
+
+    monkeypatch.setattr(convex_imaml, "evaluate", recorded)
+    assert command(f"{TINY} --steps 6 --out best") == 0
+    first, _, last, inductive, transductive = tested
+    key = "backbone.blocks.0.convolution.weight"
+    assert torch.equal(inductive[key], first[key]) and torch.equal(transductive[key], first[key])
+    assert not torch.equal(last[key], first[key]) and state_of(tmp_path / "best")["best"] == (0.9, 0.0)
+
+
+# log.csv
+
+
+def test_rows_that_are_not_whole_or_came_after_the_checkpoint_are_dropped_on_resume(command, tmp_path, monkeypatch):
+    assert command(f"{TINY} --steps 6 --out whole") == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, convex_imaml, at_call=6)
+        assert command(f"{TINY} --steps 6 --out killed") != 0
+    text = (tmp_path / "killed" / "log.csv").read_text()
+    header, second, fourth = text.splitlines()
+    for i, left in enumerate((
+        f"{header}\n{second}\n{fourth}\n\n",  # a blank line
+        f"{header}\n{second}\n{fourth}\n6,1.5,0.3",  # cut off within a row
+        f"{header}\n{second}\n{fourth}\n6{fourth[1:]}\n",  # after the checkpoint
+        f"{header}\n{second}\n{fourth}\n4,1.5,\n",  # too short
+    )):  # fmt: skip
+        shutil.copytree(tmp_path / "killed", tmp_path / str(i))
+        (tmp_path / str(i) / "log.csv").write_text(left)
+        assert command(f"--resume {i}") == 0
+        rows, expected = rows_of(tmp_path / str(i)), rows_of(tmp_path / "whole")
+        for key in ("step", "train_loss", "gradient_norm", "val_accuracy"):
+            assert [row[key] for row in rows] == [row[key] for row in expected]
+
+
+def test_a_log_reads_back_what_it_wrote_with_columns_that_come_later(tmp_path):
+    written = log.Log([{"step": 1, "seconds": 0.5}, {"step": 2, "seconds": 1.25, "mine": 0.123456789}])
+    (tmp_path / "log.csv").write_text(written.text())
+    rows = list(csv.DictReader(open(tmp_path / "log.csv")))
+    assert [row["mine"] for row in rows] == ["", "0.123457"] and rows[1]["seconds"] == "1.25"
+    again = log.read(tmp_path / "log.csv", last_step=2)
+    assert again.text() == written.text()
+    assert len(log.read(tmp_path / "log.csv", last_step=1).rows) == 1
+    with pytest.raises(ValueError, match="expected 'step,seconds"):
+        (tmp_path / "log.csv").write_text("a,b\n1,2\n")
+        log.read(tmp_path / "log.csv", last_step=1)
+
+
+def test_a_row_says_of_all_tasks_since_the_last_and_only_loss_and_gradient_must_be_numbers():
+    kept = log.Log()
+    for loss, residual, mine in ((1.0, 3.0, [1.0, 2.0]), (2.0, float("nan"), [3.0, 6.0])):
+        batch = {"loss": torch.tensor(loss), "residual": torch.tensor([residual]), "mine": torch.tensor(mine)}
+        kept.keep([batch], torch.tensor(0.5))
+    row = kept.summary(last_step=2)
+    assert (row["train_loss"], row["mine"], row["gradient_norm"]) == (1.5, 3.0, 0.5) and not kept.pending
+    kept.keep([{"loss": torch.tensor(float("inf"))}], torch.tensor(0.5))
+    with pytest.raises(UsageError, match="step 3: a loss or gradient is no finite number"):
+        kept.summary(last_step=3)
+    with pytest.raises(UsageError, match="'step'"):
+        kept.keep([{"step": torch.tensor(1.0)}], torch.tensor(0.5))
+
+
+# The machine
+
+
+@pytest.mark.parametrize("file", ("log.csv", "checkpoint.pt", "result.json", "episodes.npz", "curves.png"))
+def test_a_full_disk_is_one_line_and_leaves_whole_files_and_no_litter(file, command, tmp_path, monkeypatch, capsys):
+    write_bytes, writes = Path.write_bytes, []
+
+    def full(self, content):
+        writes.append(self.name)
+        if file in self.name and writes.count(self.name) == (3 if file in ("log.csv", "checkpoint.pt") else 1):
+            write_bytes(self, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_bytes(self, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        assert command(f"{TINY} --steps 6 --out full") == 1
+    said = capsys.readouterr().err.strip().rpartition("error: ")[2]
+    assert "No space left on device" in said and file in said and "\n" not in said
+    assert not [path for path in (tmp_path / "full").iterdir() if path.name.startswith(".")]
+    assert state_of(tmp_path / "full")["step"] == (2 if file in ("log.csv", "checkpoint.pt") else 6)
+    assert command("--resume full") == 0
+    assert [row["step"] for row in rows_of(tmp_path / "full")] == ["2", "4", "6"]
+
+
+def test_a_second_process_is_told_who_writes_into_a_run_folder(command, tmp_path, capsys):
+    assert command(f"{TINY} --steps 2 --out held") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "held").iterdir()}
+    hold = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from common import lock\n"
+    hold += "lock.hold(Path('held')); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        capsys.readouterr()
+        assert command("--resume held") == 2
+        assert f"held is being written by process {other.pid} on " in capsys.readouterr().err
+        other.kill()
+    assert command("--resume held") == 0  # a lock ends with its process
+    assert {
+        path: path.read_bytes() for path in before if path.name in ("log.csv", "config.json")
+    }.items() <= before.items()
+    assert not (tmp_path / "held" / ".lock").exists()
+
+
+def test_two_runs_that_start_at_once_with_the_same_name_get_two_folders(tmp_path):
+    made = [folder._new_folder(None, tmp_path / "runs" / "a") for _ in range(3)]
+    assert [path.name for path in made] == ["a", "a-2", "a-3"] and all(path.is_dir() for path in made)
+    lock.hold(made[0])
+    lock.release()
+    assert list(made[0].iterdir()) == []
+
+
+def test_auto_is_settled_once_and_a_resumed_run_and_a_test_keep_it(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(meters, "has_bfloat16", lambda: True)
+    with monkeypatch.context() as patch:
+        interrupt(patch, maml, at_call=4)
+        assert command(f"{TINY} --steps 6 --train-queries 2 --out run", maml) != 0
+    options = json.loads((tmp_path / "run" / "config.json").read_text())["options"]
+    assert (options["precision"], options["device"]) == ("bfloat16", "cpu")
+    monkeypatch.setattr(meters, "has_bfloat16", lambda: False)  # another machine
+    assert command("--resume run", maml) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["precision"] == "bfloat16"
+    capsys.readouterr()
+    assert command("--evaluate run --out same", maml) == 0
+    assert "note: " not in capsys.readouterr().err
+    assert command("--evaluate run --precision float32 --out other", maml) == 0
+    assert "run was trained in bfloat16, this test is in float32" in capsys.readouterr().err
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("same", "other")]
+    assert [result["precision"] for result in results] == ["bfloat16", "float32"]
+
+
+def test_with_minutes_the_device_is_waited_for_at_rows_alone(command, tmp_path, monkeypatch):
+    waits, clock = [], meters.clock
+    monkeypatch.setattr(meters, "clock", lambda device: waits.append(1) or clock(device))
+    assert command(f"{SMALL} --width 4 --minutes 0.02 --eval-every 1000 --val-episodes 2 --out timed") == 0
+    rows = rows_of(tmp_path / "timed")
+    assert int(rows[-1]["step"]) > 5 and len(waits) == 1 + 2 * len(rows)
+
+
+def test_print_config_shows_every_value_with_its_source_and_starts_nothing(command, tmp_path, capsys):
+    assert command("--dataset omniglot --print-config --minutes 3 --no-keep-border", maml) == 0
+    lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    shown = {option: (value, source) for option, value, source in lines}
+    assert shown["--tasks"] == (str(maml.SETTINGS["omniglot"]["tasks"]), "(SETTINGS for omniglot)")
+    assert shown["--keep-border"] == ("False", "(command line)") and shown["--ways"] == ("5", "(default)")
+    assert shown["--minutes"] == ("3.0", "(command line)") and shown["--steps"] == ("None", "(--minutes instead)")
+    assert shown["--device"][0] != "auto" and shown["--precision"][0] != "auto"
+    assert {f"--{name.replace('_', '-')}" for name in maml.Config.__dataclass_fields__} - {"--print-config"} == set(
+        shown
+    )
+    assert os.listdir(tmp_path) == []
