@@ -36,7 +36,7 @@ class Config(Options):
     """Options of convex_imaml.py, beside those that all scripts share (common/options.py)."""
 
     unit_features: bool = False
-    """Features are scaled to length 1 and not divided by sqrt d: worth 2 points on mini-ImageNet, none on Omniglot."""
+    """Features are scaled to length 1 and not divided by sqrt d."""
     strength: float = option(0.002, above=0)
     """lambda, the weight of the proximal term, for such features; meta-learned from there."""
     logit_scale: float = option(1.0, above=0)
@@ -44,7 +44,7 @@ class Config(Options):
     views: int = option(1, least=1, at_test=True)
     """In validation and test, an image's features are the mean over so many views: itself, and its augmentations."""
     learn_start: bool = False
-    """W0, the head that adaptation starts from, is meta-learned (Eq 5); otherwise it is zero, which names no class."""
+    """W0, the head that adaptation starts from, is meta-learned; otherwise it is zero, which names no class."""
     tolerance: float = option(1e-4, least=0, at_test=True)
     """The solver stops where W is sure to be as near to the optimum as this, relative to |W - W0|."""
     newton_steps: int = option(30, least=0, at_test=True)

@@ -36,6 +36,8 @@ from common.shards import UsageError
 class Config(Options):
     """Options of convex_maml.py, beside those that all scripts share (common/options.py)."""
 
+    unit_features: bool = False
+    """Features are scaled to length 1 and not divided by sqrt d."""
     inner: Literal["gradient", "newton"] = "gradient"
     """The inner steps: gradient steps on the loss, or Newton steps on the proximal loss."""
     inner_steps: int = option(5, least=0)
@@ -43,9 +45,11 @@ class Config(Options):
     test_inner_steps: int = option(5, least=0, at_test=True)
     """The number of steps on a task in validation and test."""
     inner_rate: float = option(10.0, above=0)
-    """alpha, the learning rate of gradient steps, for features divided by sqrt d; meta-learned from there."""
+    """alpha, the learning rate of gradient steps, for such features; meta-learned from there."""
     strength: float = option(0.002, above=0)
-    """lambda, the weight of Newton steps' proximal term, for features divided by sqrt d; meta-learned from there."""
+    """lambda, the weight of Newton steps' proximal term, for such features; meta-learned from there."""
+    logit_scale: float = option(1.0, above=0)
+    """The scale of the query's logits, so that the rate needn't set their size; meta-learned from there."""
     views: int = option(1, least=1, at_test=True)
     """In validation and test, an image's features are the mean over so many views: itself, and its augmentations."""
     learn_start: bool = False
@@ -54,9 +58,7 @@ class Config(Options):
     def __post_init__(self):
         unused = "inner_rate" if self.inner == "newton" else "strength"
         if getattr(self, unused) != getattr(Config, unused):
-            raise UsageError(
-                f"{flag(unused)} {getattr(self, unused)}: --inner {self.inner} has no use for it; leave it out"
-            )
+            raise UsageError(f"{flag(unused)}: --inner {self.inner} has no use for it; leave it out")
 
 
 # What serves a data set best, where it isn't the default; "other" is for a set of your own.
@@ -81,11 +83,11 @@ SETTINGS = {
 
 
 class Model(nn.Module):
-    """The meta-parameters: backbone, W0 (N, d + 1), and what the inner steps have (as logarithms)."""
+    """The meta-parameters: backbone, W0 (N, d + 1), inner rate or strength, and logit scale (both as logarithms)."""
 
     def __init__(self, shape: tuple[int, int, int], config: Config, device: torch.device):
         super().__init__()
-        self.backbone = backbone(shape, config, device)
+        self.backbone, self.unit_features = backbone(shape, config, device), config.unit_features
         self.views, self.warp = config.views, Warp.of(config)
         if config.learn_start:
             self.W0 = nn.Parameter(torch.zeros(fixed_ways(config), self.backbone.size + 1, device=device))
@@ -93,16 +95,16 @@ class Model(nn.Module):
             self.log_inner_rate = nn.Parameter(torch.tensor(math.log(config.inner_rate), device=device))
         else:
             self.log_strength = nn.Parameter(torch.tensor(math.log(config.strength), device=device))
-        self.log_logit_scale = nn.Parameter(torch.zeros((), device=device))
+        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale), device=device))
 
     def features(self, images: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
-        """Rows for the head of images (B, C, H, W): features divided by sqrt d, and a 1 for the bias.   (B, d + 1)
+        """Rows for the head of images (B, C, H, W): features, scaled, and a 1 for the bias.   (B, d + 1)
 
         Outside training, features are the means over an image's views.
         """
         n = 1 if self.training else self.views
         f = self.backbone(views(images, n, self.warp), statistics, collected).unflatten(0, (n, -1)).mean(0)
-        return F.pad(f / f.shape[1] ** 0.5, (0, 1), value=1.0)
+        return F.pad(F.normalize(f) if self.unit_features else f / f.shape[1] ** 0.5, (0, 1), value=1.0)
 
     def logits(self, f_query: Tensor, W: Tensor) -> Tensor:
         """(T, Q, d + 1), (T, N, d + 1) -> (T, Q, N)"""

@@ -36,11 +36,11 @@ class Config(Options):
     """Options of imaml.py, beside those that all scripts share (common/options.py)."""
 
     inner_steps: int = option(16, least=0)
-    """The number of gradient steps on a training task."""
+    """k, the number of gradient steps on a training task."""
     test_inner_steps: int = option(16, least=0, at_test=True)
     """The number of gradient steps on a task in validation and test."""
     inner_rate: float = option(0.03, above=0)
-    """The learning rate of the gradient steps, which settle below 2 / (strength + the largest eigenvalue of H)."""
+    """alpha, the learning rate of the gradient steps. They settle below 2 / (strength + largest eigenvalue of H)."""
     strength: float = option(2.0, above=0)
     """lambda, the weight of the proximal term."""
     cg_steps: int = option(5, least=1)
@@ -81,11 +81,16 @@ class Model(nn.Module):
         return f @ self.head.weight.mT + self.head.bias[..., None, :]
 
 
-def adapt(model: Model, x: Tensor, y: Tensor, steps: int, config: Config) -> dict[str, Tensor]:
-    """phi of Eq 4 after so many steps, of T tasks, by name, (T, ...) each, from support images (T, S, C, H, W) and
-    labels (T, S).
+def support_loss(model: Model, phi: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """The sum over tasks of a task's mean loss at its phi: each task has its own."""
+    logits = functional_call(model, phi, (x, "batch"))  # (T, S, N)
+    return len(x) * F.cross_entropy(logits.flatten(0, 1), y.flatten())
 
-    Leaves without a graph. Batch norm has the statistics of a task's support set.
+
+def adapt(model: Model, x: Tensor, y: Tensor, steps: int, config: Config) -> dict[str, Tensor]:
+    """phi of T tasks after so many steps, by name, (T, ...) each, from support images (T, S, C, H, W), labels (T, S).
+
+    Its tensors are leaves without a graph. Batch norm has the statistics of a task's support set.
     """
     phi = {n: p.detach().expand(len(x), *p.shape).clone().requires_grad_() for n, p in model.named_parameters()}
     for _ in range(steps):
@@ -95,12 +100,6 @@ def adapt(model: Model, x: Tensor, y: Tensor, steps: int, config: Config) -> dic
             for p, theta, g in zip(phi.values(), model.parameters(), gradients):
                 p -= config.inner_rate * (g + config.strength * (p - theta))
     return phi
-
-
-def support_loss(model: Model, phi: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-    """The sum over tasks of a task's mean loss at its phi."""
-    logits = functional_call(model, phi, (x, "batch"))  # (T, S, N)
-    return len(x) * F.cross_entropy(logits.flatten(0, 1), y.flatten())
 
 
 def implicit_gradient(model: Model, phi: dict, x: Tensor, y: Tensor, v: Tensor, config: Config) -> Solution:

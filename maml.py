@@ -73,16 +73,23 @@ class Model(nn.Module):
         return f @ self.head.weight.mT + self.head.bias[..., None, :]
 
 
-def adapt(model: Model, x: Tensor, y: Tensor, steps: int, config: Config, second_order: bool = False) -> dict:
-    """phi_k of T tasks, by name, (T, ...) each, from support images (T, S, C, H, W) and labels (T, S).
+def support_loss(model: Model, phi: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """The sum over tasks of a task's mean loss at its phi: each task has its own."""
+    logits = functional_call(model, phi, (x, "batch"))  # (T, S, N)
+    return len(x) * F.cross_entropy(logits.flatten(0, 1), y.flatten())
+
+
+def adapt(
+    model: Model, x: Tensor, y: Tensor, steps: int, config: Config, second_order: bool = False
+) -> dict[str, Tensor]:
+    """phi of T tasks after so many steps, by name, (T, ...) each, from support images (T, S, C, H, W), labels (T, S).
 
     Its graph leads back to theta, with second_order through the inner gradients too. Batch norm has the statistics of
     a task's support set.
     """
     phi = {name: p.expand(len(x), *p.shape) for name, p in model.named_parameters()}
     for _ in range(steps):
-        logits = functional_call(model, phi, (x, "batch"))  # (T, S, N)
-        loss = len(x) * F.cross_entropy(logits.flatten(0, 1), y.flatten())  # a sum over tasks: each has its own phi
+        loss = support_loss(model, phi, x, y)
         gradients = torch.autograd.grad(loss, tuple(phi.values()), create_graph=second_order)
         phi = {name: p - config.inner_rate * g for (name, p), g in zip(phi.items(), gradients)}
     return phi
@@ -95,8 +102,8 @@ def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tenso
     1.9 times faster than one task after the other on Omniglot, 1.1 to 1.2 on mini-ImageNet; vmap is slower on both
     (benchmarks/tasks.py). Memory grows with the tasks: --batches of as many has one in it at a time.
     """
-    second_order = not config.first_order
-    phi = adapt(model, episode.x_support, episode.y_support, config.inner_steps, config, second_order)
+    x, y = episode.x_support, episode.y_support
+    phi = adapt(model, x, y, config.inner_steps, config, second_order=not config.first_order)
     logits = functional_call(model, phi, (episode.x_query, "batch"))  # (T, Q, N)
     loss = F.cross_entropy(logits.flatten(0, 1), episode.y_query.flatten())
     loss.backward()
