@@ -1,0 +1,46 @@
+"""What a build leaves in its folder, also when it is cut off or finds something there."""
+
+import h5py
+import numpy as np
+import pytest
+
+from data_prep import build, output
+from tests.data_prep.helpers import COUNTS, class_folders, contents, splits_of
+
+
+def test_mean_and_standard_deviation_are_those_of_the_training_images(tmp_path):
+    raw = class_folders(tmp_path / "raw", COUNTS)
+    assert build.main(["--dataset", "birds", "--raw", str(raw), "--data-dir", str(tmp_path / "data")]) == 0
+    images = splits_of(tmp_path / "data" / "birds")["train"][0] / 255
+    for split in ("train", "val", "test"):
+        with h5py.File(tmp_path / "data" / "birds" / f"{split}.h5") as file:
+            np.testing.assert_allclose(file.attrs["mean"], images.mean((0, 2, 3)), rtol=1e-9)
+            np.testing.assert_allclose(file.attrs["std"], images.std((0, 2, 3)), rtol=1e-9, atol=1e-9)
+
+
+def test_a_set_in_a_folder_that_holds_anything_else_is_not_overwritten(tmp_path, refused):
+    raw = class_folders(tmp_path / "data" / "birds", COUNTS)
+    before = contents(raw)
+    assert "holds ant" in refused("--dataset", "birds", "--raw", raw)
+    assert contents(raw) == before
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 1)])
+def test_a_build_that_is_cut_off_leaves_what_was_there(error, status, tmp_path, capsys, monkeypatch):
+    raw = class_folders(tmp_path / "raw", COUNTS)
+
+    def run(data, *more):
+        return build.main(["--dataset", "birds", "--raw", str(raw), "--data-dir", str(tmp_path / data), *more])
+
+    assert run("data") == 0
+    before = contents(tmp_path)
+    capsys.readouterr()
+
+    def cut_off(*arguments):
+        raise error
+
+    monkeypatch.setattr(output, "preview", cut_off)  # the last thing before the new files take the old ones' place
+    assert run("data", "--seed", "1") == run("new/data") == status
+    assert capsys.readouterr().err.count("\n") == 2
+    assert contents(tmp_path) == before and not (tmp_path / "new").exists()
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["birds"]
