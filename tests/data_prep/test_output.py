@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
+from common.shards import SPLITS, read_shard
 from data_prep import build, output
 from tests.data_prep.helpers import COUNTS, class_folders, contents, splits_of
 
@@ -44,3 +45,34 @@ def test_a_build_that_is_cut_off_leaves_what_was_there(error, status, tmp_path, 
     assert capsys.readouterr().err.count("\n") == 2
     assert contents(tmp_path) == before and not (tmp_path / "new").exists()
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["birds"]
+
+
+def test_a_reader_of_an_earlier_build_keeps_its_images_while_the_set_is_built_again(tmp_path):
+    arguments = ["--dataset", "birds", "--raw", str(class_folders(tmp_path / "raw", COUNTS))]
+    arguments += ["--data-dir", str(tmp_path / "data"), "--seed"]
+    folder = tmp_path / "data" / "birds"
+    assert build.main([*arguments, "0"]) == 0
+    mapped = {split: read_shard(folder / f"{split}.h5")[0] for split in SPLITS}
+    copies = {split: np.array(images) for split, images in mapped.items()}
+    inodes = {name: (folder / name).stat().st_ino for name in output.FILES}
+    assert build.main([*arguments, "1"]) == 0
+    for name in output.FILES:
+        assert (folder / name).stat().st_ino != inodes[name], name  # another file, the old one is as it was
+    for split in SPLITS:
+        np.testing.assert_array_equal(mapped[split], copies[split])
+    assert not np.array_equal(read_shard(folder / "train.h5")[0], copies["train"])
+
+
+@pytest.mark.parametrize("failing", ["preview.png", "train.h5", "val.h5"])
+def test_test_h5_the_sign_that_a_set_is_built_takes_its_name_last(failing, tmp_path, monkeypatch, capsys):
+    def replace(source, target):
+        if target.name == failing:
+            raise OSError(28, "No space left on device")
+        source.rename(target)
+
+    monkeypatch.setattr(output.os, "replace", replace)
+    raw = class_folders(tmp_path / "raw", COUNTS)
+    assert build.main(["--dataset", "birds", "--raw", str(raw), "--data-dir", str(tmp_path / "data")]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert not (tmp_path / "data" / "birds" / "test.h5").exists()
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["birds"]
