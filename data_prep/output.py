@@ -19,8 +19,9 @@ def write(data_dir: Path, name: str, splits: dict[str, Split], source: str) -> P
     """Write the three files and the preview beside the final folder, and rename them into it when all are whole.
 
     `splits` has the keys train, val and test. Returns the folder. A run that is interrupted leaves what was there
-    before. Raises UsageError where a class has another number of images, or images of another size, than was promised,
-    and where the final folder holds anything but an earlier build.
+    before; in the moment of the renaming, a folder without test.h5. Raises UsageError where a class has another number
+    of images, or images of another size, than was promised, and where the final folder holds anything but an earlier
+    build.
     """
     folder = data_dir / name
     if folder.exists():
@@ -36,6 +37,7 @@ def write(data_dir: Path, name: str, splits: dict[str, Split], source: str) -> P
             moments = write_shard(partial / f"{split}.h5", split, splits[split], source, moments)
         preview(partial / "train.h5", partial / "preview.png")
         folder.mkdir(exist_ok=True)
+        (folder / "test.h5").unlink(missing_ok=True)  # new files beside old ones, with other splits, are no built set
         for name in FILES:
             os.replace(partial / name, folder / name)
     finally:

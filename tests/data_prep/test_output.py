@@ -63,16 +63,22 @@ def test_a_reader_of_an_earlier_build_keeps_its_images_while_the_set_is_built_ag
     assert not np.array_equal(read_shard(folder / "train.h5")[0], copies["train"])
 
 
+@pytest.mark.parametrize("earlier", [False, True])
 @pytest.mark.parametrize("failing", ["preview.png", "train.h5", "val.h5"])
-def test_test_h5_the_sign_that_a_set_is_built_takes_its_name_last(failing, tmp_path, monkeypatch, capsys):
+def test_there_is_no_test_h5_the_sign_of_a_built_set_until_all_else_is_new(
+    failing, earlier, tmp_path, monkeypatch, capsys
+):
     def replace(source, target):
         if target.name == failing:
             raise OSError(28, "No space left on device")
         source.rename(target)
 
-    monkeypatch.setattr(output.os, "replace", replace)
     raw = class_folders(tmp_path / "raw", COUNTS)
-    assert build.main(["--dataset", "birds", "--raw", str(raw), "--data-dir", str(tmp_path / "data")]) == 1
+    arguments = ["--dataset", "birds", "--raw", str(raw), "--data-dir", str(tmp_path / "data")]
+    if earlier:
+        assert build.main([*arguments, "--seed", "1"]) == 0
+    monkeypatch.setattr(output.os, "replace", replace)
+    assert build.main(arguments) == 1
     assert "No space left" in capsys.readouterr().err
     assert not (tmp_path / "data" / "birds" / "test.h5").exists()
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["birds"]
