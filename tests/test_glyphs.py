@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fontTools.ttLib import TTFont
 from matplotlib.ft2font import FT2Font
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data_prep import glyphs
 
@@ -39,8 +39,8 @@ def character(class_name: str) -> str:
     return chr(int(class_name.split("/U+")[1].split()[0], 16))
 
 
-def test_there_are_a_thousand_training_classes_of_twenty_drawings(sets):
-    assert len(sets["train"][2]) >= 1000 and len(sets["val"][2]) >= 100 and len(sets["test"][2]) >= 150
+def test_there_are_700_training_classes_of_twenty_drawings(sets):
+    assert len(sets["train"][2]) >= 700 and len(sets["val"][2]) >= 100 and len(sets["test"][2]) >= 150
     for images, starts, names in sets.values():
         assert images.dtype == np.uint8 and images.shape == (20 * len(names), 1, 28, 28)
         assert np.all(np.diff(starts) == 20) and len(set(names)) == len(names)
@@ -105,20 +105,37 @@ def ink(face: str, c: str) -> np.ndarray:
     return np.asarray(image.crop(image.getbbox()))
 
 
-def test_no_character_of_test_or_val_looks_like_one_of_training(chosen):
-    def masks(rows):  # (rows, 24 * 24), stretched to a square; (rows), the logarithm of width by height
+def test_no_class_of_val_or_test_is_one_of_training_mirrored_or_turned(chosen):
+    """By the builder's own measure."""
+    held_out = np.concatenate([glyphs.looks(c, faces) for _, c, faces in chosen["val"] + chosen["test"]])
+    for _, c, faces in chosen["train"]:
+        assert (glyphs.looks(c, faces, glyphs.TURNS, (False, True)) @ held_out.T).max() <= glyphs.ALIKE, c
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("angle", [-45, -20, 0, 20, 45])
+def test_no_character_of_test_or_val_overlaps_with_one_of_training_mirrored_or_turned(mirrored, angle, chosen):
+    """By another measure, the overlap of the ink that matplotlib draws."""
+
+    def masks(rows, turn):  # (rows, 24 * 24), stretched to a square; (rows), the logarithm of width by height
         faces = [next(face for face in glyphs.UPRIGHT if face in found) for _, _, found in rows]
-        drawn = [Image.fromarray(ink(face, c)) for face, (_, c, _) in zip(faces, rows, strict=True)]
-        pixels = [np.asarray(image.resize((24, 24), Image.BOX)).ravel() > 127 for image in drawn]
-        return np.stack(pixels).astype(float), np.log([image.width / image.height for image in drawn])
+        images = [turn(Image.fromarray(ink(face, c))) for face, (_, c, _) in zip(faces, rows, strict=True)]
+        images = [image.crop(image.getbbox()) for image in images]
+        pixels = [np.asarray(image.resize((24, 24), Image.BOX)).ravel() > 127 for image in images]
+        return np.stack(pixels).astype(float), np.log([image.width / image.height for image in images])
+
+    def turned(image):
+        image = image.rotate(angle, Image.BICUBIC, expand=True)
+        return ImageOps.mirror(image) if mirrored else image
 
     others = chosen["val"] + chosen["test"]
-    (train, train_ratio), (held_out, held_out_ratio) = masks(chosen["train"]), masks(others)
+    train, train_ratio = masks(chosen["train"], turned)
+    held_out, held_out_ratio = masks(others, lambda image: image)
     common = held_out @ train.T
     overlap = common / (held_out.sum(1)[:, None] + train.sum(1) - common)
     overlap[np.abs(held_out_ratio[:, None] - train_ratio) > np.log(2.5)] = 0  # a bar isn't a block
     worst = np.unravel_index(overlap.argmax(), overlap.shape)
-    assert 0.5 < overlap.max() < 0.85, (others[worst[0]], chosen["train"][worst[1]])
+    assert 0.5 < overlap.max() < 0.76, (others[worst[0]], chosen["train"][worst[1]])
 
 
 def test_no_two_classes_share_a_compatibility_form(chosen):
