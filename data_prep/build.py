@@ -9,11 +9,10 @@ from pathlib import Path
 
 import h5py
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # so that it runs as a script, from anywhere
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs as a script, from anywhere
 
-from common.shards import NAME, SPLITS, UsageError, build_command  # noqa: E402
-from data_prep import folder, miniimagenet, omniglot  # noqa: E402
+from common.shards import NAME, ROOT, SPLITS, UsageError, build_command
+from data_prep import folder, miniimagenet, omniglot
 
 NEEDS = {
     "glyphs": "no files: it is drawn from matplotlib's fonts",
