@@ -149,9 +149,7 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
 # From here on all scripts are the same.
 
 
-def evaluate(
-    model: nn.Module, loader: EpisodeLoader, episodes: int, config: Options, transductive: bool = False
-) -> dict:
+def evaluate(model: Model, loader: EpisodeLoader, episodes: int, config: Config, transductive: bool = False) -> dict:
     """Accuracy of `episodes` tasks, always the same ones of a loader, and what was drawn and predicted in each."""
     model.eval()
     loader.rewind()

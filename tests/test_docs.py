@@ -210,3 +210,12 @@ def test_the_citation_names_the_papers_title_and_authors_as_the_readme_does():
     for words in (title, "Khullar", "Srivastava"):
         assert words in citation and words in PAGES["README.md"]
     assert (ROOT / "LICENSE").read_text().splitlines()[2].endswith(re.search(r"- name: (.+)", citation)[1])
+
+
+def test_continuous_integration_runs_the_readmes_test_command():
+    """The README's second block, in a virtual environment of its own, and the style beside it."""
+    test = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)[1].splitlines()
+    ci = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert test[-1] == ci[-1] == "python -m pytest" and "pip install -r requirements.txt" in test
+    assert [line for line in test if line in ci] == test[2:]  # its first two make .venv and enter it
+    assert {"ruff check .", "ruff format --check ."} <= set(ci)
