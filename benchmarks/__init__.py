@@ -1,18 +1,55 @@
-"""This project beside its peers, the machine's limit and itself: commands, and what they share."""
+"""This project beside its peers, the machine's limit and itself: commands, and what they share.
 
+They run from the project's root, as `python -m benchmarks.NAME`; --help lists a command's options.
+"""
+
+import contextlib
 import importlib
 import json
-from collections.abc import Callable
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import tyro
 from torch import Tensor, nn
 
 from common import meters
-from common.run import Run, outer_optimizer
+from common.run import Run, command, keep_memory, outer_optimizer
 from common.shards import ROOT
 
 SCRIPTS = ("convex_imaml", "convex_maml", "maml", "imaml", "reptile", "cavia")
+
+
+@dataclass
+class OnData:
+    """Options of all commands that measure on a data set."""
+
+    dataset: str = "omniglot"
+    data_dir: Path = ROOT / "data"
+    out: Path | None = None
+    """folder for NAME-DATASET.md and .json, where NAME is the command's (and .png, where it draws)"""
+
+    @property
+    def train_file(self) -> Path:
+        return self.data_dir / self.dataset / "train.h5"
+
+
+def start(main: Callable, options: type) -> None:
+    """Run a command's main with what the command line says; a person's mistake is one line and exit status 2."""
+    command(lambda: main(tyro.cli(options)))
+
+
+def settled_device(name: str) -> torch.device:
+    """The device, once freed memory stays in the process as in training."""
+    device = torch.device(name)
+    if device.type == "cpu":
+        keep_memory()
+    return device
 
 
 def training(name: str, dataset: str, **options) -> tuple[Callable[[], dict[str, Tensor]], torch.device]:
@@ -42,6 +79,30 @@ def training(name: str, dataset: str, **options) -> tuple[Callable[[], dict[str,
     return step, run.device
 
 
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that it takes, with all that it queues on the device."""
+    before = meters.clock(device)
+    work()
+    return meters.clock(device) - before
+
+
+def in_own_process(function: Callable, *given, **environment: str) -> object:
+    """function(*given), computed by a new process, in whose environment these variables are set too.
+
+    Raises what it raises, and SystemExit where the process is killed.
+    """
+    before = os.environ.copy()
+    os.environ.update(environment)
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(function, *given).result()
+    except BrokenProcessPool:
+        raise SystemExit(f"{function.__name__}: its process was killed, perhaps for want of memory") from None
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def machine(device: str = "cpu") -> dict[str, object]:
     """What a figure depends on beside the code."""
     return {"torch": torch.__version__, **meters.hardware(torch.device(device))}
@@ -52,6 +113,13 @@ def origin(device: str = "cpu") -> dict[str, object]:
     return {"commit": meters.commit(ROOT), **machine(device)}
 
 
+def markdown(heads: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """A table, a row a line."""
+    heads = list(heads)
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "/") for cell in line) + " |" for line in lines)
+
+
 def save(out: Path, name: str, content: dict, table: str, device: str = "cpu") -> None:
     """Write OUT/NAME.json, of `content` and its origin, and OUT/NAME.md, the table below a line on that."""
     out.mkdir(parents=True, exist_ok=True)
@@ -59,3 +127,23 @@ def save(out: Path, name: str, content: dict, table: str, device: str = "cpu") -
     (out / f"{name}.json").write_text(json.dumps(about | content, indent=1))
     described = ", ".join(f"{key}: {value}" for key, value in about.items())
     (out / f"{name}.md").write_text(f"{described}\n\n{table.rstrip()}\n")
+
+
+def report(out: Path | None, name: str, content: dict, table: str, device: str = "cpu") -> None:
+    """Print the table, and save it where there is a folder for it."""
+    print(table)
+    if out:
+        save(out, name, content, table, device)
+
+
+@contextlib.contextmanager
+def picture(path: Path, panels: int, size: tuple[float, float], **shared) -> Iterator[tuple]:
+    """A figure and its panels side by side, to draw in; then it is written to the path."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, panels, figsize=size, layout="constrained", **shared)
+    yield figure, axes
+    for one in axes:
+        one.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -2,7 +2,7 @@
 
 Settings are chosen by their validation accuracy; the test split stands beside it, and decides nothing.
 
-    python benchmarks/compare.py --name blocks-omniglot --options dataset=omniglot minutes=1 \\
+    python -m benchmarks.compare --name blocks-omniglot --options dataset=omniglot minutes=1 \\
         --variants block=norm-pool block=pool-norm
 
 Variants take turns, seed by seed, so that a machine that slows down slows them alike. What is in the table already
@@ -18,13 +18,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import machine, save  # noqa: E402
-from common.command import command  # noqa: E402
+from benchmarks import machine, markdown, save, start
+from common.shards import ROOT
 
 
 @dataclass
@@ -50,18 +45,14 @@ def train(options: Options, script: str, variant: str, seed: int) -> dict:
         words = [f"--{word}" for word in given]
         subprocess.run([sys.executable, str(ROOT / script), *words, "--out", f"{folder}/run"], check=True)
         result, config = (json.loads(Path(folder, "run", f"{name}.json").read_text()) for name in ("result", "config"))
-        of_all_seeds = {k: v for k, v in config["options"].items() if k not in ("seed", "out")}
-        return result | {"commit": config["commit"], "config": of_all_seeds}
+    of_all_seeds = {k: v for k, v in config["options"].items() if k not in ("seed", "out")}
+    return result | {"commit": config["commit"], "config": of_all_seeds}
 
 
 def as_table(runs: list[dict], options: Options) -> str:
     """Validation accuracy of every run, the difference from the script's first variant, and the mean test accuracy."""
-    about = "inductive; 95 % CI of a run's validation episodes; the test decides nothing"
-    lines = [f"{', '.join([*options.scripts, *options.options])}; {about}.", ""]
     seeds = sorted({run["seed"] for run in runs})
-    heads = ["setting", *(f"seed {s}" for s in seeds), "mean", "minus the first (each seed)", "test, mean"]
-    heads += ["steps", "ms a step"]
-    lines += ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    rows = []
     for script, variant in itertools.product(options.scripts, options.variants):
         of_script = [run for run in runs if run["algorithm"] == Path(script).stem]
         first = {run["seed"]: run["val_accuracy"] for run in of_script if run["variant"] == options.variants[0]}
@@ -71,16 +62,18 @@ def as_table(runs: list[dict], options: Options) -> str:
         shown = [f"{mine[s]['val_accuracy']:.4f} ± {mine[s]['val_ci95']:.4f}" if s in mine else "" for s in seeds]
         less = [mine[s]["val_accuracy"] - first[s] for s in seeds if s in mine and s in first]
         against = f"{statistics.mean(less):+.4f} ({', '.join(f'{d:+.4f}' for d in less)})"
-        means = [statistics.mean(run[key] for run in mine.values()) for key in ("val_accuracy", "test_accuracy")]
+        val, test = (statistics.mean(run[f"{split}_accuracy"] for run in mine.values()) for split in ("val", "test"))
         steps, ms = (statistics.median(run[key] for run in mine.values()) for key in ("steps", "step_ms"))
         name = variant if len(options.scripts) == 1 else f"{script} {variant}"
-        cells = [name, *shown, f"{means[0]:.4f}", against if variant != options.variants[0] else "", f"{means[1]:.4f}"]
-        lines.append("| " + " | ".join([*cells, f"{steps:,.0f}", f"{ms:.0f}"]) + " |")
-    return "\n".join(lines) + "\n"
+        against = "" if variant == options.variants[0] else against
+        rows.append([name, *shown, f"{val:.4f}", against, f"{test:.4f}", f"{steps:,.0f}", f"{ms:.0f}"])
+    heads = ["setting", *(f"seed {seed}" for seed in seeds), "mean", "minus the first (each seed)", "test, mean"]
+    about = "inductive; 95 % CI of a run's validation episodes; the test decides nothing"
+    what = ", ".join([*options.scripts, *options.options])
+    return f"{what}; {about}.\n\n{markdown([*heads, 'steps', 'ms a step'], rows)}"
 
 
-def main() -> None:
-    options = tyro.cli(Options)
+def main(options: Options) -> None:
     saved = options.out / f"{options.name}.json"
     what = {"script": " ".join(options.scripts), "options": list(options.options)}
     device = dict(option.partition("=")[::2] for option in options.options).get("device", "cpu")
@@ -102,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    start(main, Options)

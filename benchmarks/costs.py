@@ -3,31 +3,22 @@
 A step here is all of it: drawing the episodes, augmentation, meta-gradient, clipping and the optimiser's step, with a
 script's settings for the data set. Time is an operation's own, without what it calls; on a GPU that of its kernels.
 
-    python benchmarks/costs.py --dataset omniglot --out results/benchmarks
+    python -m benchmarks.costs --dataset omniglot --out results/benchmarks
 """
 
 import itertools
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import tyro
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import SCRIPTS, save, training  # noqa: E402
-from common import meters  # noqa: E402
-from common.command import command  # noqa: E402
+from benchmarks import SCRIPTS, OnData, markdown, report, seconds_of, start, training
 
 
 @dataclass
-class Options:
-    dataset: str = "omniglot"
-    data_dir: Path = ROOT / "data"
+class Options(OnData):
     algorithms: tuple[str, ...] = SCRIPTS
     precisions: tuple[str, ...] = ("",)
     """of the backbone, each measured: float32, bfloat16, or nothing for a script's default"""
@@ -37,8 +28,6 @@ class Options:
     steps: int = 10
     """profiled"""
     device: str = "auto"
-    out: Path | None = None
-    """folder for costs-DATASET.md and .json"""
 
 
 def costs(name: str, precision: str, options: Options) -> tuple[dict, torch.device]:
@@ -46,45 +35,47 @@ def costs(name: str, precision: str, options: Options) -> tuple[dict, torch.devi
     "busy", the share of a step in which it works, which the operations' shares are of; and the device."""
     given = {"precision": precision} if precision else {}
     step, device = training(name, options.dataset, data_dir=options.data_dir, device=options.device, **given)
-    on_device = device.type == "cuda"
-    for _ in range(options.warmup):
-        step()
-    start = meters.clock(device)
-    for _ in range(options.steps):
-        step()
-    seconds = meters.clock(device) - start
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_device
-    with profile(activities=activities) as profiled:
+
+    def steps():
         for _ in range(options.steps):
             step()
-        meters.clock(device)
-    times = {e.key: (e.self_device_time_total if on_device else e.self_cpu_time_total, e.count)
-             for e in profiled.key_averages() if e.device_type == DeviceType.CPU}  # fmt: skip
-    total = sum(time for time, _ in times.values())
-    largest = sorted(times.items(), key=lambda item: -item[1][0])[: options.operations]
-    shown = [[key.removeprefix("aten::"), count / options.steps, time / total] for key, (time, count) in largest]
+
+    for _ in range(options.warmup):
+        step()
+    seconds = seconds_of(steps, device)
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as profiled:
+        seconds_of(steps, device)
+    operations = [event for event in profiled.key_averages() if event.device_type == DeviceType.CPU]
+    own = "self_device_time_total" if on_gpu else "self_cpu_time_total"  # microseconds
+    operations.sort(key=lambda event: -getattr(event, own))
+    total = sum(getattr(event, own) for event in operations)
+    largest = [
+        [event.key.removeprefix("aten::"), event.count / options.steps, getattr(event, own) / total]
+        for event in operations[: options.operations]
+    ]
     row = {"algorithm": f"{name}, {precision}" if precision else name}
-    row |= {"ms": 1e3 * seconds / options.steps, "operations": shown}
-    return row | ({"busy": 1e-6 * total / seconds} if on_device else {}), device
+    row |= {"ms": 1e3 * seconds / options.steps, "operations": largest}
+    return row | ({"busy": 1e-6 * total / seconds} if on_gpu else {}), device
 
 
-def main() -> None:
-    options = tyro.cli(Options)
-    heads = ["script", "ms a step", *(f"cost {i + 1}" for i in range(options.operations))]
-    lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
-    print(*lines, sep="\n")
-    rows = []
-    for name, precision in itertools.product(options.algorithms, options.precisions):
-        row, device = costs(name, precision, options)
+def as_table(rows: list[dict], operations: int) -> str:
+    shown = []
+    for row in rows:
+        busy = f", GPU at work {100 * row['busy']:.0f} %" if "busy" in row else ""
         cells = [f"{key}, {calls:.0f} calls: {100 * share:.0f} %" for key, calls, share in row["operations"]]
-        ms = f"{row['ms']:.0f}" + (f", GPU at work {100 * row['busy']:.0f} %" if "busy" in row else "")
+        shown.append([row["algorithm"], f"{row['ms']:.0f}{busy}", *cells])
+    return markdown(["script", "ms a step", *(f"cost {i + 1}" for i in range(operations))], shown)
+
+
+def main(options: Options) -> None:
+    rows = []
+    for name, precision in tqdm(list(itertools.product(options.algorithms, options.precisions)), leave=False):
+        row, device = costs(name, precision, options)
         rows.append(row)
-        lines.append("| " + " | ".join([row["algorithm"], ms, *cells]) + " |")
-        print(lines[-1])
-    if options.out:
-        content = {"dataset": options.dataset, "rows": rows}
-        save(options.out, f"costs-{options.dataset}", content, "\n".join(lines), str(device))
+    content = {"dataset": options.dataset, "rows": rows}
+    report(options.out, f"costs-{options.dataset}", content, as_table(rows, options.operations), str(device))
 
 
 if __name__ == "__main__":
-    command(main)
+    start(main, Options)

@@ -5,30 +5,21 @@ larger half of the sizes, of the whole time and of the time a Newton step. Expec
 count says for large sizes, by the solver that `method="auto"` picks there: conjugate gradient's products W f_s are
 T N S d = T N^2 K d a step, and factorisations in sample space, where S = N K <= LARGEST_FACTOR, N blocks of S^3.
 
-    python benchmarks/heads.py --out results/benchmarks
+    python -m benchmarks.heads --out results/benchmarks
 """
 
 import statistics
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
-
-from worker import a_head_problem  # noqa: E402
-
-from benchmarks import save  # noqa: E402
-from common.command import command  # noqa: E402
-from common.meters import keep_memory  # noqa: E402
-from common.newton import newton_head  # noqa: E402
-from common.shards import UsageError  # noqa: E402
+from benchmarks import markdown, picture, report, seconds_of, settled_device, start
+from benchmarks.problems import STRENGTH, head_problem
+from common.shards import UsageError
+from common.solvers import newton_head
 
 MIDDLE = {"tasks": 16, "ways": 5, "shots": 10, "features": 512}
 SIZES = {
@@ -54,16 +45,20 @@ class Options:
             raise UsageError(f"--most {self.most}, --repeats {self.repeats}: expected 64 or more, and 1 or more")
 
 
-def seconds_of(setting: dict) -> tuple[float, float]:
+def measure(setting: dict[str, int], device: torch.device) -> tuple[float, float]:
     """(seconds of a solve and its implicit gradient, median number of Newton steps)"""
-    f, y, strength = a_head_problem(setting)
+    f, y = head_problem(**setting)
     f.requires_grad_()
-    W0, strength_ = f.new_zeros(setting["ways"], f.shape[2]), torch.tensor(strength)
+    W0, strength = f.new_zeros(setting["ways"], f.shape[2]), torch.tensor(STRENGTH)
     v = torch.randn(len(f), *W0.shape, generator=torch.Generator().manual_seed(1))
-    start = time.perf_counter()
-    solved = newton_head(f, y, W0, strength_)
-    solved.value.backward(v)
-    return time.perf_counter() - start, float(solved.iterations.median())
+    steps = []
+
+    def solve():
+        solved = newton_head(f, y, W0, strength)
+        solved.value.backward(v)
+        steps.append(solved.iterations)
+
+    return seconds_of(solve, device), float(steps[0].median())
 
 
 def exponent(sizes: list[int], times: list[float]) -> float:
@@ -71,53 +66,52 @@ def exponent(sizes: list[int], times: list[float]) -> float:
     return float(np.polyfit(np.log(sizes[half:]), np.log(times[half:]), 1)[0])
 
 
-def plot(rows: list[dict], picture: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, len(rows), figsize=(13, 3.4), layout="constrained", sharey=True)
-    for axes, row in zip(panels, rows):
-        axes.loglog(row["sizes"], row["ms"], marker="o", label=f"measured, exponent {row['exponent']:.2f}")
-        last = np.array(row["sizes"][len(row["sizes"]) // 2 :])
-        axes.loglog(last, row["ms"][-1] * (last / last[-1]) ** row["expected"], "--", color="tab:gray",
-                    label=f"expected, {row['expected']}")  # fmt: skip
-        axes.set(xlabel=row["grows"])
-        axes.set_xticks(row["sizes"], row["sizes"])
-        axes.minorticks_off()
-        axes.tick_params(labelsize=8)
-        axes.legend(fontsize=8)
-        axes.grid(alpha=0.3)
-    panels[0].set(ylabel="ms, solve and implicit gradient")
-    figure.suptitle(", ".join(f"{v} {k}" for k, v in MIDDLE.items()) + ", but for the one that grows", fontsize=10)
-    figure.savefig(picture, dpi=110)
-    plt.close(figure)
+def grown(name: str, options: Options, device: torch.device) -> dict:
+    """Times and exponents over the sizes of one kind."""
+    sizes = [size for size in SIZES[name] if size <= options.most]
+    measured = {size: [] for size in sizes}
+    for _ in range(options.repeats + 1):
+        for size in sizes:
+            measured[size].append(measure(MIDDLE | {name: size}, device))
+    ms = [1e3 * statistics.median(seconds for seconds, _ in measured[size][1:]) for size in sizes]
+    steps = [measured[size][0][1] for size in sizes]
+    a_step = exponent(sizes, [t / n for t, n in zip(ms, steps)])
+    row = {"grows": name, "sizes": sizes, "ms": ms, "newton_steps": steps, "expected": EXPECTED[name]}
+    return row | {"exponent": exponent(sizes, ms), "exponent_of_a_step": a_step}
 
 
-def main() -> None:
-    options = tyro.cli(Options)
-    keep_memory()
-    rows = []
-    for name, sizes in tqdm(SIZES.items(), leave=False):
-        sizes = [size for size in sizes if size <= options.most]
-        measured = {size: [] for size in sizes}
-        for _ in range(options.repeats + 1):
-            for size in sizes:
-                measured[size].append(seconds_of(MIDDLE | {name: size}))
-        ms = [1e3 * statistics.median(seconds for seconds, _ in measured[size][1:]) for size in sizes]
-        steps = [measured[size][0][1] for size in sizes]
-        row = {"grows": name, "sizes": sizes, "ms": ms, "newton_steps": steps, "expected": EXPECTED[name]}
-        a_step = [t / n for t, n in zip(ms, steps)]
-        rows.append(row | {"exponent": exponent(sizes, ms), "exponent_of_a_step": exponent(sizes, a_step)})
-    lines = ["| grows | ms (Newton steps) at each size | exponent | of a Newton step | expected |", "| --- " * 5 + "|"]
+def as_table(rows: list[dict]) -> str:
+    shown = []
     for row in rows:
-        cells = ", ".join(f"{s}: {t:.1f} ({n:.0f})" for s, t, n in zip(row["sizes"], row["ms"], row["newton_steps"]))
-        shown = [row["grows"], cells, *(f"{row[key]:.2f}" for key in ("exponent", "exponent_of_a_step"))]
-        lines.append(f"| {' | '.join(shown)} | {row['expected']} |")
-    table = "\n".join(lines) + "\n"
-    print(table)
+        cells = (f"{s}: {t:.1f} ({n:.0f})" for s, t, n in zip(row["sizes"], row["ms"], row["newton_steps"]))
+        exponents = [f"{row[key]:.2f}" for key in ("exponent", "exponent_of_a_step")]
+        shown.append([row["grows"], ", ".join(cells), *exponents, row["expected"]])
+    return markdown(["grows", "ms (Newton steps) at each size", "exponent", "of a Newton step", "expected"], shown)
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    with picture(path, len(rows), (13, 3.4), sharey=True) as (figure, panels):
+        for axes, row in zip(panels, rows):
+            axes.loglog(row["sizes"], row["ms"], marker="o", label=f"measured, exponent {row['exponent']:.2f}")
+            last = np.array(row["sizes"][len(row["sizes"]) // 2 :])
+            expected = row["ms"][-1] * (last / last[-1]) ** row["expected"]
+            axes.loglog(last, expected, "--", color="tab:gray", label=f"expected, {row['expected']}")
+            axes.set(xlabel=row["grows"])
+            axes.set_xticks(row["sizes"], row["sizes"])
+            axes.minorticks_off()
+            axes.tick_params(labelsize=8)
+            axes.legend(fontsize=8)
+        panels[0].set(ylabel="ms, solve and implicit gradient")
+        figure.suptitle(", ".join(f"{v} {k}" for k, v in MIDDLE.items()) + ", but for the one that grows", fontsize=10)
+
+
+def main(options: Options) -> None:
+    device = settled_device("cpu")
+    rows = [grown(name, options, device) for name in tqdm(SIZES, leave=False)]
+    report(options.out, "heads", {"middle": MIDDLE, "rows": rows}, as_table(rows))
     if options.out:
-        save(options.out, "heads", {"middle": MIDDLE, "rows": rows}, table)
         plot(rows, options.out / "heads.png")
 
 
 if __name__ == "__main__":
-    command(main)
+    start(main, Options)

@@ -1,8 +1,8 @@
 """This project beside its peers and the machine's limit: one table of meta-step, backbone, head, episodes and memory.
 
-    python benchmarks/run.py --quick                      ours against a plain step and the contiguous float32 network
+    python -m benchmarks.run --quick                      ours against a plain step and the contiguous float32 network
     pip install -r benchmarks/requirements.txt
-    python benchmarks/run.py                              and against the peers, into results/benchmarks/
+    python -m benchmarks.run                              and against the peers, into results/benchmarks/
 
 Every piece of work runs in a process of its own (worker.py). Those that are compared do it in rounds, one after the
 other, each round beginning with another; the first rounds are left out. A ratio is of two times of the same round; its
@@ -12,61 +12,55 @@ episode is ours, in float64, or if its heads get to the same gradient norm.
 A command that was stopped goes on, given again at the same commit, behind the last part of the table that was done.
 """
 
-import contextlib
-import dataclasses
 import functools
 import itertools
 import json
 import math
-import re
 import statistics
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import tyro
+import numpy as np
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import origin, save  # noqa: E402
-from common import meters  # noqa: E402
-from common.command import command  # noqa: E402
-from common.conv4 import BLOCKS  # noqa: E402
-from common.shards import UsageError  # noqa: E402
+from benchmarks import markdown, memory, origin, ours, peers, save, start
+from benchmarks.problems import SHAPES
+from benchmarks.worker import Worker, side_by_side
+from common import meters
+from common.conv4 import BLOCKS
+from common.shards import ROOT, UsageError
 
 WIDTHS = {"omniglot": 64, "miniimagenet": 32}
 HEADS = ((5, 1, 64), (5, 5, 800), (20, 1, 64), (20, 5, 1600))  # ways, shots, features
-ANIL = {"inner_steps": 5, "inner_rate": 1.0}
-MAML = {"inner_steps": 5, "inner_rate": 0.01}
-# Strong enough for the inner optimum to be reached: elsewhere libraries part company with each other's gradients.
-IMAML = {"inner_steps": 16, "inner_rate": 0.005, "strength": 50.0, "cg_steps": 5, "tolerance": 0.0}
 OURS = {  # what each script's meta-step is told; the rest is its default
     "convex_imaml": {},
-    "convex_maml": ANIL,
-    "maml": MAML,
-    "maml, first order": {**MAML, "first_order": True},
-    "imaml": IMAML,
+    "convex_maml": {"inner_steps": 5, "inner_rate": 1.0},
+    "maml": {"inner_steps": 5, "inner_rate": 0.01},
+    "maml, first order": {"inner_steps": 5, "inner_rate": 0.01, "first_order": True},
+    # Strong enough for the inner optimum to be reached: elsewhere libraries part company with each other's gradients.
+    "imaml": {"inner_steps": 16, "inner_rate": 0.005, "strength": 50.0, "cg_steps": 5, "tolerance": 0.0},
     "reptile": {"inner_steps": 5, "inner_batch": 10},
     "cavia": {},
 }
-PEERS = {  # algorithm -> name of the peer: function of peers.py; each is also run with our allocator setting
-    "convex_maml": {"learn2learn, ANIL": "learn2learn_anil"},
-    "maml": {"learn2learn": "learn2learn", "higher": "higher", "TorchOpt": "torchopt"},
-    "maml, first order": {"learn2learn": "learn2learn"},
-    "imaml": {"TorchOpt": "torchopt_implicit"},
+PEERS = {  # of each algorithm; each is also run with our allocator setting
+    "convex_maml": {"learn2learn, ANIL": peers.learn2learn_anil},
+    "maml": {"learn2learn": peers.learn2learn, "higher": peers.higher, "TorchOpt": peers.torchopt},
+    "maml, first order": {"learn2learn": peers.learn2learn},
+    "imaml": {"TorchOpt": peers.torchopt_implicit},
 }
 NOT_RUN = {  # peers that can't be compared, and why
     "imaml": {"hypertorch": "not run: its repository has to be cloned (the package index's hypertorch is another)"},
     "cavia": {"CAVIA's repository": "not run: no package, and a task's images alone normalise its layers there"},
+    "EpisodeLoader": {
+        "easyfsl": "not run: release 1.5 hands torch's Sampler a data_source, which it takes no more",
+        "torchmeta": "not run: it asks for a torch below 1.10, and for what torchvision has no more",
+    },
 }
-LIMIT = 60  # seconds that a turn may take
 
 
 @dataclass
@@ -94,98 +88,49 @@ class Options:
             )
         if self.quick and (self.tasks != Options.tasks or not self.variants):
             raise UsageError("--quick measures 4 tasks without variants: leave --tasks and --no-variants out")
+        if self.quick:
+            self.turns, self.warmup = min(self.turns, 6), min(self.warmup, 3)
 
 
-class Worker:
-    """A process of worker.py; `error` says why there is none."""
+@dataclass
+class Row:
+    """A line of the table. None: not measured, or it doesn't count; of what was measured once no spread is known."""
 
-    def __init__(self, spec: dict):
-        self.seconds, self.error = [], None
-        self.log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("worker.py")), json.dumps(spec)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
-        )  # fmt: skip
-        self.info = self._answer(10 * LIMIT) or {}
+    measure: str
+    algorithm: str
+    setting: str
+    against: str
+    unit: str
+    ours: float
+    theirs: float | None = None
+    ratio: float | None = None
+    """theirs / ours, its median and quartiles over the rounds; of rates too, so that more than 1 is faster"""
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    note: str = ""
 
-    def _answer(self, limit: float) -> dict | float | None:
-        watch = threading.Timer(limit, self.process.kill)
-        watch.start()
-        line = self.process.stdout.readline()
-        watch.cancel()
-        if line:
-            return json.loads(line)
-        self.log.seek(0)
-        lines = [line.strip() for line in self.log.read().splitlines() if line.strip()]
-        killed = f"ended with status {self.process.wait()}: no answer in {limit:.0f} s, or no memory"
-        said = lines[-1] if lines and self.process.returncode > 0 else killed
-        self.error = re.sub(r" \(/[^)]*\)", "", said)[:160]  # a library's path on this machine left out
-        return None
-
-    def turn(self) -> None:
-        if self.error is None:
-            time.sleep(0.02)  # the threads of the turn before wait for more work for some milliseconds, at full speed
-            with contextlib.suppress(BrokenPipeError):  # and so there is no answer
-                self.process.stdin.write("\n")
-                self.process.stdin.flush()
-            self.seconds.append(self._answer(LIMIT))
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        with contextlib.suppress(BrokenPipeError):  # what a killed process didn't read
-            self.process.stdin.close()
-        self.process.stdout.close()
-        self.log.close()
+    def uncounted(self, note: str) -> "Row":
+        """The row without what a comparison would say."""
+        return replace(self, theirs=None, ratio=None, ratio_low=None, ratio_high=None, note=note)
 
 
-def side_by_side(specs: dict, options: Options) -> dict:
-    """A worker for each spec, by the same names, that took turns; a failed one has an `error` instead of seconds."""
-    workers = {name: Worker(spec) for name, spec in specs.items()}  # one starts after the other
-    order = list(workers.values())
-    for _ in range(options.warmup + options.turns):
-        for worker in order:
-            worker.turn()
-        order = order[1:] + order[:1]
-    for worker in order:
-        worker.close()
-        worker.seconds = [] if worker.error else worker.seconds[options.warmup :]
-    return workers
+def compared(measure: str, algorithm: str, setting: str, us: Worker, against: str, them: Worker, note: str = "") -> Row:
+    """The row of two workers that took turns. Raises SystemExit where ours failed."""
+    if us.error:
+        raise SystemExit(f"{measure}, {algorithm}, {setting}: {us.error}")
+    row = Row(measure, algorithm, setting, against, us.unit, us.amount)
+    if them.error:
+        return row.uncounted(them.error)
+    low, median, high = statistics.quantiles([t / o for o, t in zip(us.seconds, them.seconds)], n=4)
+    return replace(row, theirs=them.amount, ratio=median, ratio_low=low, ratio_high=high, note=note)
 
 
-def row(measure: str, algorithm: str, setting: str, ours: Worker, theirs: Worker, against: str, note: str = "") -> dict:
-    """A row of the table; in milliseconds, or for a worker that draws episodes in episodes a second.
-
-    Raises SystemExit where ours failed.
-    """
-    if ours.error:
-        raise SystemExit(f"{measure}, {algorithm}, {setting}: {ours.error}")
-    made = {"measure": measure, "algorithm": algorithm, "setting": setting, "against": against, "unit": "ms"}
-    drawn = ours.info.get("episodes")
-    if drawn:
-        made["unit"] = "episodes/s"
-    values = [drawn / statistics.median(w.seconds) if drawn else 1e3 * statistics.median(w.seconds)
-              for w in (ours, theirs) if not w.error]  # fmt: skip
-    made["ours"] = values[0]
-    made |= {"theirs": None, "ratio": None, "ratio_low": None, "ratio_high": None, "note": theirs.error or note}
-    if not theirs.error:
-        low, median, high = statistics.quantiles([t / o for o, t in zip(ours.seconds, theirs.seconds)], n=4)
-        made |= {"theirs": values[1], "ratio": median, "ratio_low": low, "ratio_high": high}
-    return made
-
-
-def uncounted(made: dict, note: str) -> dict:
-    """The row without what a comparison would say."""
-    return made | dict.fromkeys(("theirs", "ratio", "ratio_low", "ratio_high")) | {"note": note}
-
-
-def single(
-    measure: str, algorithm: str, setting: str, ours: float, theirs: float, against: str, unit: str, note: str = ""
-) -> dict:
-    """A row of what was measured once, so that its spread isn't known."""
-    made = {"measure": measure, "algorithm": algorithm, "setting": setting, "ours": ours, "theirs": theirs}
-    made |= {"against": against, "unit": unit, "ratio": theirs / ours, "ratio_low": None, "ratio_high": None}
-    return made | {"note": note}
+def with_gradients(row: Row, g: np.ndarray, theirs: np.ndarray) -> Row:
+    """The row with both meta-gradients' norms noted, uncounted where |g - g'| / |g| says that they differ."""
+    norm = np.linalg.norm
+    error = norm(g - theirs) / norm(g) if g.shape == theirs.shape else math.inf
+    note = f"gradient norms {norm(g):.6g}, {norm(theirs):.6g}, apart by {error:.0e}"
+    return replace(row, note=note) if error < 1e-6 else row.uncounted(f"not ours: {note}")
 
 
 def operations(algorithm: str, dataset: str, config: dict) -> float:
@@ -194,35 +139,19 @@ def operations(algorithm: str, dataset: str, config: dict) -> float:
     In forwards of an image: a gradient costs 3, and where it is differentiated again 9. The plain step has 3 a task's
     image. Batch norm, pooling and what else is no convolution aren't counted.
     """
-    S, Q, plain = 5, 75, 3 * 80
-    k = config.get("inner_steps", 0)
-    if algorithm in ("convex_imaml", "convex_maml"):
-        return 1.0
-    if algorithm == "maml":
-        return (3 * Q + 9 * k * S) / plain
-    if algorithm == "maml, first order":
-        return (3 * Q + 3 * k * S) / plain
-    if algorithm == "imaml":
-        return (3 * Q + 3 * k * S + 3 * S + 6 * (config["cg_steps"] + 1) * S) / plain  # one product for the residual
-    if algorithm == "reptile":
-        return 3 * k * config["inner_batch"] / plain
-    side = {"omniglot": 28, "miniimagenet": 84}[dataset]
-    channels, width = {"omniglot": 1, "miniimagenet": 3}[dataset], WIDTHS[dataset]
+    S, Q, k = 5, 75, config.get("inner_steps", 0)
+    (channels, side, _), width = SHAPES[dataset], WIDTHS[dataset]
     layers = [c * width * (side >> i) ** 2 for i, c in enumerate((channels, width, width, width))]
     last = layers[3] / sum(layers)  # CAVIA: what depends on the context, whose gradient alone is taken, in 2 steps
-    return (3 * (S + Q) * (1 - last) + (3 * Q + 6 * 2 * S) * last) / plain
-
-
-def meta_steps(options: Options) -> Iterator[tuple]:
-    """Arguments of beside_plain, a part of the table each."""
-    if options.quick:  # one start of each process, all in turns
-        yield "omniglot", 4, [name for name in OURS if name != "maml, first order"], {}, options
-        return
-    few = dataclasses.replace(options, turns=min(options.turns, 4), warmup=2)
-    for tasks, dataset, name in itertools.product(options.tasks, WIDTHS, OURS):
-        yield dataset, tasks, [name], {}, options if tasks == 4 else few
-    for variant, dataset, name in itertools.product(variants() if options.variants else [], WIDTHS, OURS):
-        yield dataset, 4, [name], variant, few
+    plain = 3 * (S + Q)
+    forwards = {
+        "maml": 3 * Q + 9 * k * S,
+        "maml, first order": 3 * Q + 3 * k * S,
+        "imaml": 3 * Q + 3 * k * S + 3 * S + 6 * (config.get("cg_steps", 0) + 1) * S,  # one product for the residual
+        "reptile": 3 * k * config.get("inner_batch", 0),
+        "cavia": plain * (1 - last) + (3 * Q + 6 * 2 * S) * last,
+    }
+    return forwards.get(algorithm, plain) / plain
 
 
 def variants() -> list[dict]:
@@ -234,115 +163,116 @@ def variants() -> list[dict]:
 
 
 @functools.cache
-def fastest_plain(dataset: str, tasks: int, block: str, precision: str) -> dict:
-    """The spec of one forward and backward of the same images, at the best of layouts and batches, all at once too."""
-    base = {"work": "plain", "dataset": dataset, "width": WIDTHS[dataset], "tasks": tasks, "block": block}
-    ways = [{"chunk": chunk} for chunk in sorted({16, 80, 320, 80 * tasks})] + [{"chunk": 320, "channels_last": False}]
-    specs = {i: base | {"precision": precision, "channels_last": True} | way for i, way in enumerate(ways)}
-    workers = side_by_side(specs, Options(turns=7, warmup=2))
-    return specs[min(workers, key=lambda i: statistics.median(workers[i].seconds or [math.inf]))]
+def fastest_plain(dataset: str, tasks: int, block: str, precision: str) -> partial:
+    """One forward and backward of the same images, at the best of layouts and batches, all at once too."""
+    how = [(chunk, True) for chunk in sorted({16, 80, 320, 80 * tasks})] + [(320, False)]
+    base = partial(ours.plain, dataset, WIDTHS[dataset], tasks, block, precision)
+    pieces = {(chunk, layout): partial(base, chunk=chunk, channels_last=layout) for chunk, layout in how}
+    workers = side_by_side(pieces, turns=7, warmup=2)
+    return pieces[min(workers, key=lambda name: statistics.median(workers[name].seconds or [math.inf]))]
 
 
-def beside_plain(dataset: str, tasks: int, algorithms: list[str], variant: dict, options: Options) -> list[dict]:
+def meta_steps(dataset: str, tasks: int, algorithms: list[str], variant: dict, rounds: dict, quick: bool) -> list[Row]:
     """Rows of these algorithms' meta-steps, against the plain step, the operation count and each peer; of a variant of
     ours against the plain step of the same kind and the network that peers have."""
-    block, precision = variant.get("block", "norm-pool"), variant.get("precision", "float32")
-    base = {"dataset": dataset, "width": WIDTHS[dataset], "tasks": tasks}
+    network = {"dataset": dataset, "width": WIDTHS[dataset], "tasks": tasks}
     # More tasks' weights and large images at a time don't fit into 24 GiB beside the peers.
-    parts = -(-tasks // 4) if dataset == "miniimagenet" and algorithms[0].startswith(("maml", "imaml")) else 1
-    specs = {("", "plain"): fastest_plain(dataset, tasks, block, precision)}
+    batches = -(-tasks // 4) if dataset == "miniimagenet" and algorithms[0].startswith(("maml", "imaml")) else 1
+    plain = fastest_plain(dataset, tasks, variant.get("block", "norm-pool"), variant.get("precision", "float32"))
+    pieces = {("", "plain"): plain}
     for algorithm in algorithms:
-        told = OURS[algorithm]
-        ours = {"work": "ours", "algorithm": algorithm.split(",")[0], "options": told, "batches": parts}
-        specs[algorithm, "ours"] = ours | {"options": {**told, **variant}}
+        script = algorithm.split(",")[0]
+        piece = partial(ours.meta_steps, script, **network, batches=batches, **OURS[algorithm])
+        pieces[algorithm, "ours"] = partial(piece, **variant)
         if variant:
-            specs[algorithm, "the same in float32, norm-pool"] = ours
-        elif not options.quick:
-            for name, function in PEERS.get(algorithm, {}).items():
-                specs[algorithm, name] = {"work": "peer", "peer": function, **told}
-                # of ANIL on large images three don't fit into 24 GiB
-                if algorithm != "convex_maml" or dataset == "omniglot" or tasks <= 4:
-                    specs[algorithm, f"{name}, our allocator setting"] = specs[algorithm, name] | {"keep_memory": True}
-    workers = side_by_side({key: base | spec for key, spec in specs.items()}, options)
-    plain = workers.pop(("", "plain"))
-    how = specs["", "plain"]
-    layout = "channels_last" if how["channels_last"] else "contiguous"
-    best = f"one forward and backward of 80 images a task, {layout}, {min(how['chunk'], 80 * tasks)} at a time"
+            pieces[algorithm, "the same in float32, norm-pool"] = piece
+        for name, peer in {} if quick or variant else PEERS.get(algorithm, {}).items():
+            pieces[algorithm, name] = partial(peer, **network, **OURS[algorithm])
+            # of ANIL on large images three don't fit into 24 GiB
+            if algorithm != "convex_maml" or dataset == "omniglot" or tasks <= 4:
+                allocated = partial(peers.with_our_allocator, pieces[algorithm, name])
+                pieces[algorithm, f"{name}, our allocator setting"] = allocated
+    workers = side_by_side(pieces, **rounds)
+    layout = "channels_last" if plain.keywords["channels_last"] else "contiguous"
+    at_a_time = min(plain.keywords["chunk"], 80 * tasks)
+    best = f"one forward and backward of 80 images a task, {layout}, {at_a_time} at a time"
     kind = "".join(f", {value}" for value in variant.values())
-    setting = f"{dataset} Conv4-{WIDTHS[dataset]}, {tasks} tasks{f' (--batches {parts})' if parts > 1 else ''}{kind}"
+    setting = (
+        f"{dataset} Conv4-{WIDTHS[dataset]}, {tasks} tasks{f' (--batches {batches})' if batches > 1 else ''}{kind}"
+    )
+    plain_worker = workers.pop(("", "plain"))
     rows = []
     for algorithm in algorithms:
         us = workers.pop((algorithm, "ours"))
-
-        def add(against, theirs, note):
-            rows.append(row("meta_step", algorithm, setting, us, theirs, against, note))
-
-        add("plain", plain, best)
+        row = compared("meta_step", algorithm, setting, us, "plain", plain_worker, best)
+        rows.append(row)
         share = operations(algorithm, dataset, OURS[algorithm])
-        if share != 1 and not variant and not plain.error:
-            add("operation count", plain, f"the plain step's speed times {share:.2f}")
-            rows[-1] |= {key: share * rows[-1][key] for key in ("theirs", "ratio", "ratio_low", "ratio_high")}
-        for (_, name), worker in ((key, w) for key, w in workers.items() if key[0] == algorithm):
-            add(name, worker, "")
+        if share != 1 and not variant and row.theirs:
+            scaled = {key: share * getattr(row, key) for key in ("theirs", "ratio", "ratio_low", "ratio_high")}
+            note = f"the plain step's speed times {share:.2f}"
+            rows.append(replace(row, against="operation count", note=note, **scaled))
+        for name, worker in [(name, worker) for (of, name), worker in workers.items() if of == algorithm]:
+            row = compared("meta_step", algorithm, setting, us, name, worker)
             if not worker.error and not variant:
-                error = relative_error(us.info, worker.info)
-                norms = f"gradient norms {us.info['norm']:.6g}, {worker.info['norm']:.6g}, apart by {error:.0e}"
-                rows[-1] = rows[-1] | {"note": norms} if error < 1e-6 else uncounted(rows[-1], f"not ours: {norms}")
-        for name, reason in {} if options.quick or variant else NOT_RUN.get(algorithm, {}).items():
-            rows.append(uncounted(rows[-1] | {"against": name}, reason))
+                row = with_gradients(row, us.info["gradient"], worker.info["gradient"])
+            rows.append(row)
+        for name, reason in {} if quick or variant else NOT_RUN.get(algorithm, {}).items():
+            rows.append(replace(row, against=name).uncounted(reason))
     return rows
 
 
-def relative_error(ours: dict, theirs: dict) -> float:
-    """|g - g'| / |g| of two gradients, as worker.signature's random products estimate it (to a sixth)."""
-    apart = [a - b for a, b in zip(ours["products"], theirs["products"])]
-    return math.sqrt(statistics.fmean(d * d for d in apart)) / ours["norm"]
+def meta_step_parts(options: Options) -> Iterator[tuple]:
+    """Arguments of meta_steps, a part of the table each."""
+    many = {"turns": options.turns, "warmup": options.warmup}
+    if options.quick:  # one start of each process, all in turns
+        yield "omniglot", 4, [name for name in OURS if name != "maml, first order"], {}, many, True
+        return
+    few = {"turns": min(options.turns, 4), "warmup": 2}
+    for tasks, dataset, name in itertools.product(options.tasks, WIDTHS, OURS):
+        yield dataset, tasks, [name], {}, many if tasks == 4 else few, False
+    for variant, dataset, name in itertools.product(variants() if options.variants else [], WIDTHS, OURS):
+        yield dataset, 4, [name], variant, few, False
 
 
-def backbones(options: Options) -> list[dict]:
-    rows = []
+def backbones(options: Options) -> Iterator[Row]:
+    precisions = ("float32", "bfloat16") if meters.has_bfloat16() else ("float32",)
     for dataset, width in WIDTHS.items():
-        base = {"dataset": dataset, "width": width, "tasks": 4 if dataset == "omniglot" else 2}
-        specs = {"contiguous float32": {"work": "contiguous"}}
-        for block in BLOCKS[:1] if options.quick else BLOCKS:
-            specs[f"{block}, float32"] = {"work": "plain", "block": block}
-            if meters.has_bfloat16():
-                specs[f"{block}, bfloat16"] = {"work": "plain", "block": block, "precision": "bfloat16"}
-        workers = side_by_side({name: base | spec for name, spec in specs.items()}, options)
+        network = {"dataset": dataset, "width": width, "tasks": 4 if dataset == "omniglot" else 2}
+        pieces = {"contiguous float32": partial(peers.contiguous, **network)}
+        for block, precision in itertools.product(BLOCKS[:1] if options.quick else BLOCKS, precisions):
+            pieces[f"{block}, {precision}"] = partial(ours.plain, **network, block=block, precision=precision)
+        workers = side_by_side(pieces, options.turns, options.warmup)
         theirs = workers.pop("contiguous float32")
-        setting = f"{dataset} Conv4-{width}, {80 * base['tasks']} images"
+        setting = f"{dataset} Conv4-{width}, {80 * network['tasks']} images"
         for name, us in workers.items():
             note = "another function with the same parameters" if name.startswith("pool-norm") else "the same function"
-            rows.append(row("backbone", name, setting, us, theirs, "contiguous float32", note))
-    return rows
+            yield compared("backbone", name, setting, us, "contiguous float32", theirs, note)
 
 
-def heads(options: Options) -> Iterator[dict]:
-    for (ways, shots, features), tasks in itertools.product(
-        HEADS[:2] if options.quick else HEADS, (16,) if options.quick else (16, 256)
-    ):
-        base = {"ways": ways, "shots": shots, "features": features, "least": 0.2}
-        peers = {"torch LBFGS": {"work": "lbfgs_heads", "tasks": 16}}
-        if not options.quick:
-            for solver in ("lbfgs", "newton-cholesky"):  # seconds a task, where a Hessian is large
-                slow = solver == "newton-cholesky" and ways * features > 2000
-                spec = {"work": "sklearn_heads", "solver": solver, "tasks": 1 if slow else 16}
-                peers[f"scikit-learn, {solver}"] = spec
-        specs = {"ours": base | {"work": "our_heads", "tasks": tasks}}
-        specs |= {name: base | spec for name, spec in peers.items()}
-        workers = side_by_side(specs, dataclasses.replace(options, turns=min(options.turns, 6), warmup=1))
+def heads(options: Options) -> Iterator[Row]:
+    sizes, counts = (HEADS[:2], (16,)) if options.quick else (HEADS, (16, 256))
+    for (ways, shots, features), tasks in itertools.product(sizes, counts):
+        problem = {"ways": ways, "shots": shots, "features": features}
+        some = {"torch LBFGS": 16}  # tasks that a library goes through one after the other
+        pieces = {"ours": partial(ours.heads, tasks, **problem)}
+        pieces["torch LBFGS"] = partial(peers.lbfgs_heads, 16, **problem)
+        for solver in () if options.quick else ("lbfgs", "newton-cholesky"):
+            name = f"scikit-learn, {solver}"
+            some[name] = 1 if solver == "newton-cholesky" and ways * features > 2000 else 16  # seconds a task
+            pieces[name] = partial(peers.sklearn_heads, solver, some[name], **problem)
+        workers = side_by_side(pieces, min(options.turns, 6), warmup=1, least=0.2)
         us = workers.pop("ours")
         setting = f"{tasks} tasks, {ways} ways, {shots} shots, {features} features"
         for name, worker in workers.items():
-            some = peers[name]["tasks"]  # which a library goes through one after the other
-            worker.seconds = [tasks / some * s for s in worker.seconds]
-            made = row("head", "newton_head", setting, us, worker, name)
+            times = tasks // some[name]
+            worker.seconds = [times * seconds for seconds in worker.seconds]
+            row = compared("head", "newton_head", setting, us, name, worker)
             if not worker.error:
                 reached = us.info["reached"], worker.info["reached"]
                 note = "relative gradient norms {:.1e}, {:.1e}".format(*reached)
-                note += f"; {tasks // some} times the time of {some}" if tasks > some else ""
-                made = made | {"note": note} if max(reached) < 1.2e-5 else uncounted(made, f"not as far: {note}")
-            yield made
+                note += f"; {times} times the time of {some[name]}" if times > 1 else ""
+                row = replace(row, note=note) if max(reached) < 1.2e-5 else row.uncounted(f"not as far: {note}")
+            yield row
 
 
 def glyphs() -> Path:
@@ -353,110 +283,104 @@ def glyphs() -> Path:
     return path
 
 
-def episodes(options: Options) -> list[dict]:
-    specs = {
-        "ours": {"work": "our_episodes"},
-        "plain indexing": {"work": "indexed_episodes", "select": False},
-        "plain index_select": {"work": "indexed_episodes", "select": True},
-        "torch DataLoader": {"work": "loader_episodes", "workers": 0},
-        "torch DataLoader, 2 workers": {"work": "loader_episodes", "workers": 2},
+def episodes(options: Options) -> Iterator[Row]:
+    drawn = {"path": glyphs(), "tasks": 16}
+    pieces = {
+        "ours": partial(ours.episodes, **drawn),
+        "plain indexing": partial(ours.indexed_episodes, **drawn, select=False),
+        "plain index_select": partial(ours.indexed_episodes, **drawn, select=True),
+        "torch DataLoader": partial(peers.dataloader_episodes, **drawn, workers=0),
+        "torch DataLoader, 2 workers": partial(peers.dataloader_episodes, **drawn, workers=2),
     }
     if not options.quick:
-        specs |= {
-            name: {"work": "peer", "peer": f"{name}_episodes"} for name in ("easyfsl", "learn2learn", "torchmeta")
-        }
-    base = {"tasks": 16, "path": str(glyphs()), "least": 0.2}
-    workers = side_by_side({name: base | spec for name, spec in specs.items()}, options)
+        pieces["learn2learn"] = partial(peers.learn2learn_episodes, **drawn)
+    workers = side_by_side(pieces, options.turns, options.warmup, least=0.2)
     us = workers.pop("ours")
     setting = "glyphs, 5 ways, 1 shot, 15 queries, 16 at a time"
-    rows = [row("episodes", "EpisodeLoader", setting, us, worker, name) for name, worker in workers.items()]
+    for name, worker in workers.items():
+        row = compared("episodes", "EpisodeLoader", setting, us, name, worker)
+        yield row
+    for name, reason in {} if options.quick else NOT_RUN["EpisodeLoader"].items():
+        yield replace(row, against=name).uncounted(reason)
     for key, unit, setting in (
         ("start_ms", "ms", "glyphs, from the .h5 to the first 16 episodes"),
         ("mib", "MiB", "glyphs, host memory taken until the first 16 episodes"),
     ):
         for name in ("plain indexing", "torch DataLoader"):  # the others import their library in between
-            if workers[name].error:
-                continue
-            values = us.info[key], workers[name].info[key]
-            rows.append(single("episodes", "EpisodeLoader", setting, *values, name, unit, "one process each"))
-    return rows
+            if not workers[name].error:
+                mine, theirs = us.info[key], workers[name].info[key]
+                note = "one process each"
+                yield Row("episodes", "EpisodeLoader", setting, name, unit, mine, theirs, theirs / mine, note=note)
 
 
-def memory(options: Options) -> list[dict]:
+def memories(options: Options) -> Iterator[Row]:
     """Peaks at the most inner steps over those at one, as benchmarks/memory.py measures them."""
     glyphs()
     most = 20 if options.quick else 50
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = ["--dataset", "glyphs", "--inner-steps", "1", str(most), "--out", folder]
-        arguments += ["--algorithms", "maml", "convex_imaml"] if options.quick else []
-        benchmark = [sys.executable, str(Path(__file__).with_name("memory.py")), *arguments]
-        subprocess.run(benchmark, check=True, stdout=subprocess.DEVNULL)
-        cells = json.loads((Path(folder) / "memory-glyphs.json").read_text())["cells"]
-    note = "1 is a peak that doesn't grow with the inner steps"
+    algorithms = ("maml", "convex_imaml") if options.quick else memory.SCRIPTS
+    wanted = memory.Options(dataset="glyphs", algorithms=algorithms, inner_steps=(1, most))
+    cells = memory.measure_all(wanted)
     setting, against = f"glyphs, 4 tasks, {most} inner steps", "itself, 1 inner step"
-    return [
-        single("memory", one["algorithm"], setting, many["peak_mib"], one["peak_mib"], against, "MiB", note)
-        for one, many in zip(cells[::2], cells[1::2])
-    ]
+    note = "1 is a peak that doesn't grow with the inner steps"
+    for one, many in zip(cells[::2], cells[1::2]):
+        few, peak = one["peak_mib"], many["peak_mib"]
+        yield Row("memory", one["algorithm"], setting, against, "MiB", peak, few, few / peak, note=note)
 
 
-MEASURES = {"backbone": backbones, "head": heads, "episodes": episodes, "memory": memory}
+MEASURES = {"backbone": backbones, "head": heads, "episodes": episodes, "memory": memories}
 
 
-def parts(options: Options) -> dict[str, Callable[[], Iterable[dict]]]:
+def parts(options: Options) -> dict[str, Callable[[], Iterable[Row]]]:
     """What the table is made of, in order: a name, and what measures its rows."""
     made = {}
     for measure in options.measures:
         if measure == "meta_step":
-            for dataset, tasks, algorithms, variant, how in meta_steps(options):
+            for dataset, tasks, algorithms, variant, *how in meta_step_parts(options):
                 name = " ".join((measure, dataset, f"{tasks} tasks", *algorithms, *variant.values()))
-                made[name] = functools.partial(beside_plain, dataset, tasks, algorithms, variant, how)
+                made[name] = partial(meta_steps, dataset, tasks, algorithms, variant, *how)
         else:
-            made[measure] = functools.partial(MEASURES[measure], options)
+            made[measure] = partial(MEASURES[measure], options)
     return made
 
 
-def begun(table: Path, about: dict, wanted: Iterable[str]) -> tuple[list[dict], dict[str, float]]:
+def begun(table: Path, about: dict, wanted: Iterable[str]) -> tuple[list[Row], dict[str, float]]:
     """Rows, and parts with their minutes, of a table that was stopped; none of one that is whole or about something
     else."""
     before = json.loads(table.read_text()) if table.exists() else {}
     whole = set(wanted) <= set(before.get("parts", wanted))
     if whole or {key: before.get(key) for key in about} != about:
         return [], {}
-    return before["rows"], before["parts"]
+    return [Row(**row) for row in before["rows"]], before["parts"]
 
 
-def as_table(rows: list[dict]) -> str:
-    names = ("measure", "algorithm", "setting", "ours", "theirs", "unit", "against", "ratio", "note")
-    lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
-    for r in rows:
-        shown = r | {k: "" if r[k] is None else f"{r[k]:.4g}" for k in ("ours", "theirs")}
-        spread = "" if r["ratio_low"] is None else f" ({r['ratio_low']:.2f}-{r['ratio_high']:.2f})"
-        shown["ratio"] = "" if r["ratio"] is None else f"**{r['ratio']:.2f}**{spread}"
-        lines.append("| " + " | ".join(str(shown[name]).replace("|", "/") for name in names) + " |")
-    return "\n".join(lines) + "\n"
+def as_table(rows: list[Row]) -> str:
+    shown = []
+    for row in rows:
+        amounts = ["" if amount is None else f"{amount:.4g}" for amount in (row.ours, row.theirs)]
+        spread = "" if row.ratio_low is None else f" ({row.ratio_low:.2f}-{row.ratio_high:.2f})"
+        ratio = "" if row.ratio is None else f"**{row.ratio:.2f}**{spread}"
+        shown.append([row.measure, row.algorithm, row.setting, *amounts, row.unit, row.against, ratio, row.note])
+    heads = ("measure", "algorithm", "setting", "ours", "theirs", "unit", "against", "ratio", "note")
+    return markdown(heads, shown)
 
 
-def main() -> None:
-    options = tyro.cli(Options)
-    if options.quick:
-        options = dataclasses.replace(options, turns=min(options.turns, 6), warmup=min(options.warmup, 3))
+def main(options: Options) -> None:
     about = {"quick": options.quick, "turns": options.turns, "warmup": options.warmup}
-    about |= {"command": ["benchmarks/run.py", *sys.argv[1:]], **origin()}
+    about |= {"command": ["benchmarks.run", *sys.argv[1:]], **origin()}
     wanted = parts(options)
     rows, done = begun(options.out / "table.json", about, wanted)
     for name in tqdm([name for name in wanted if name not in done]):
-        start = time.perf_counter()
+        begin = time.perf_counter()
         rows += wanted[name]()
-        done[name] = (time.perf_counter() - start) / 60
+        done[name] = (time.perf_counter() - begin) / 60
         minutes = sum(done.values())
         what = f"{'--quick, ' if options.quick else ''}{options.turns} rounds (at most 4 of meta-steps with "
         what += f"other than 4 tasks and of variants, 6 of heads), {minutes:.1f} minutes: "
-        what += ", ".join(dict.fromkeys(row["measure"] for row in rows))
-        content = about | {"minutes": minutes, "parts": done, "rows": rows}
+        what += ", ".join(dict.fromkeys(row.measure for row in rows))
+        content = about | {"minutes": minutes, "parts": done, "rows": [asdict(row) for row in rows]}
         save(options.out, "table", content, f"{what}\n\n{as_table(rows)}")
     print((options.out / "table.md").read_text())
 
 
 if __name__ == "__main__":
-    command(main)
+    start(main, Options)

@@ -3,38 +3,27 @@
 Three ways to the same meta-gradient, which is compared in float64 before anything is timed; in one process, in turn on
 the same episodes, the first steps left out. First order is what the inner steps of iMAML and Reptile do too.
 
-    python benchmarks/tasks.py --out results/benchmarks
+    python -m benchmarks.tasks --out results/benchmarks
 """
 
 import itertools
 import statistics
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor
 from tqdm import trange
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
-
-from worker import in_batches  # noqa: E402
-
-import maml  # noqa: E402
-from benchmarks import save  # noqa: E402
-from common import meters  # noqa: E402
-from common.command import command  # noqa: E402
-from common.episodes import Episode, EpisodeLoader  # noqa: E402
-from common.meters import keep_memory  # noqa: E402
+import maml
+from benchmarks import OnData, markdown, report, seconds_of, settled_device, start
+from benchmarks.problems import in_batches
+from common.episodes import Episode, EpisodeLoader
 
 
 @dataclass
-class Options:
-    dataset: str = "omniglot"
-    data_dir: Path = ROOT / "data"
+class Options(OnData):
     tasks: tuple[int, ...] = (4, 16)
     inner_steps: int = 0
     """0: as maml.py has for the data set"""
@@ -47,8 +36,6 @@ class Options:
     warmup: int = 5
     """meta-steps of each kind that aren't counted"""
     repeats: int = 10
-    out: Path | None = None
-    """folder for tasks-DATASET.md and .json"""
 
 
 def logits(phi: dict[str, Tensor], x: Tensor, keep_border: bool) -> Tensor:
@@ -89,58 +76,63 @@ def one_by_one(model: maml.Model, episode: Episode, config: maml.Config) -> None
 WAYS = {"loop": one_by_one, "vmap": by_vmap, "groups": maml.meta_step}
 
 
-def gradient(way, model, episode, config) -> Tensor:
+def gradient(way: Callable, model: maml.Model, episode: Episode, config: maml.Config) -> Tensor:
     model.zero_grad()
     way(model, episode, config)
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-def main() -> None:
-    options = tyro.cli(Options)
-    device = torch.device(options.device)
-    if device.type == "cpu":
-        keep_memory()
-    rows, table = [], ["| a meta-step of MAML | " + " | ".join(WAYS) + " |", "| --- " * (len(WAYS) + 1) + "|"]
-    for tasks, first_order, precision in itertools.product(options.tasks, (False, True), options.precisions):
-        ways = {name: way for name, way in WAYS.items() if name != "vmap" or precision == "float32"}
-        settings = maml.SETTINGS.get(options.dataset, maml.SETTINGS["other"])
-        given = dict(inner_rate=0.01, width=options.width, tasks=tasks, first_order=first_order, precision=precision)
-        config = maml.Config(**settings | given)
-        config.inner_steps = options.inner_steps or config.inner_steps
-        queries = options.queries or config.train_queries or config.queries
-        path = options.data_dir / options.dataset / "train.h5"
-        loader = EpisodeLoader(path, 5, 1, queries, tasks, device)
-        torch.manual_seed(0)
-        model = maml.Model(loader.image_shape, config, device)
-        model.double()  # in which rounding can't hide a difference, nor make one at the kinks of ReLU and pooling
+def measure(tasks: int, first_order: bool, precision: str, options: Options) -> dict:
+    """A row. Raises SystemExit where the ways' meta-gradients differ."""
+    ways = {name: way for name, way in WAYS.items() if name != "vmap" or precision == "float32"}
+    device = settled_device(options.device)
+    settings = maml.SETTINGS.get(options.dataset, maml.SETTINGS["other"])
+    given = dict(inner_rate=0.01, width=options.width, tasks=tasks, first_order=first_order, precision=precision)
+    config = maml.Config(**settings | given)
+    config.inner_steps = options.inner_steps or config.inner_steps
+    queries = options.queries or config.train_queries or config.queries
+    loader = EpisodeLoader(options.train_file, 5, 1, queries, tasks, device)
+    torch.manual_seed(0)
+    model = maml.Model(loader.image_shape, config, device)
+    model.double()  # in which rounding can't hide a difference, nor make one at the kinks of ReLU and pooling
+    episode = loader.sample()
+    episode.images = episode.images.double()
+    expected = gradient(maml.meta_step, model, episode, config)
+    errors = {
+        name: float((gradient(way, model, episode, config) - expected).norm() / expected.norm())
+        for name, way in ways.items()
+    }
+    if max(errors.values()) > 1e-9:
+        raise SystemExit(f"the ways' meta-gradients differ: relative errors {errors}")
+    model.float()
+    seconds = {name: [] for name in ways}
+    for _ in trange(options.warmup + options.repeats, leave=False):
         episode = loader.sample()
-        episode.images = episode.images.double()
-        expected = gradient(maml.meta_step, model, episode, config)
-        errors = {
-            name: float((gradient(way, model, episode, config) - expected).norm() / expected.norm())
-            for name, way in ways.items()
-        }
-        if max(errors.values()) > 1e-9:
-            raise SystemExit(f"the ways' meta-gradients differ: relative errors {errors}")
-        model.float()
-        seconds = {name: [] for name in ways}
-        for _ in trange(options.warmup + options.repeats, leave=False):
-            episode = loader.sample()
-            for name, way in ways.items():
-                start = meters.clock(device)
-                gradient(way, model, episode, config)
-                seconds[name].append(meters.clock(device) - start)
-        ms = {name: 1e3 * statistics.median(times[options.warmup :]) for name, times in seconds.items()}
-        rows.append({"tasks": tasks, "first_order": first_order, "precision": precision, "queries": queries,
-                     "inner_steps": config.inner_steps, "ms": ms, "relative_error": errors})  # fmt: skip
-        setting = f"{options.dataset} 5w1s, {'first' if first_order else 'second'} order, {tasks} tasks, "
-        setting += f"{config.inner_steps} steps, {queries} queries, Conv4-{options.width}, {precision}"
-        table.append(f"| {setting} | " + " | ".join(f"{ms[name]:.0f} ms" if name in ms else "" for name in WAYS) + " |")
-        print(table[-1])
-    if options.out:
-        content = {"dataset": options.dataset, "width": options.width, "rows": rows}
-        save(options.out, f"tasks-{options.dataset}", content, "\n".join(table), options.device)
+        for name, way in ways.items():
+            seconds[name].append(seconds_of(lambda: gradient(way, model, episode, config), device))
+    return {
+        "tasks": tasks, "first_order": first_order, "precision": precision, "queries": queries,
+        "inner_steps": config.inner_steps,
+        "ms": {name: 1e3 * statistics.median(times[options.warmup :]) for name, times in seconds.items()},
+        "relative_error": errors,
+    }  # fmt: skip
+
+
+def as_table(rows: list[dict], options: Options) -> str:
+    shown = []
+    for row in rows:
+        setting = f"{options.dataset} 5w1s, {'first' if row['first_order'] else 'second'} order, {row['tasks']} tasks, "
+        setting += f"{row['inner_steps']} steps, {row['queries']} queries, Conv4-{options.width}, {row['precision']}"
+        shown.append([setting, *(f"{row['ms'][name]:.0f} ms" if name in row["ms"] else "" for name in WAYS)])
+    return markdown(["a meta-step of MAML", *WAYS], shown)
+
+
+def main(options: Options) -> None:
+    settings = itertools.product(options.tasks, (False, True), options.precisions)
+    rows = [measure(*setting, options) for setting in settings]
+    content = {"dataset": options.dataset, "width": options.width, "rows": rows}
+    report(options.out, f"tasks-{options.dataset}", content, as_table(rows, options), options.device)
 
 
 if __name__ == "__main__":
-    command(main)
+    start(main, Options)

@@ -4,6 +4,8 @@ import itertools
 import json
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,17 +14,21 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 import maml
-from benchmarks import compare, run, steady, worker
+from benchmarks import compare, ours, problems, run, steady, worker
+from common import meters
 from common.shards import ROOT, UsageError
+
+
+def benchmark(name: str, out: Path, options: str, *further: str) -> None:
+    words = [sys.executable, "-m", f"benchmarks.{name}", *options.split(), *further, "--out", str(out)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.slow
 def test_memory_grows_with_mamls_inner_steps_and_stays_flat_for_the_implicit_methods(data_dir, tmp_path):
-    benchmark = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--data-dir", str(data_dir)]
-    options = "--dataset toy --algorithms maml imaml convex_imaml --inner-steps 1 20".split()
-    options += "--tasks 2 --meta-steps 2".split()
-    done = subprocess.run([*benchmark, *options, "--out", str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    options = f"--data-dir {data_dir} --dataset toy --algorithms maml imaml convex_imaml"
+    benchmark("memory", tmp_path, f"{options} --inner-steps 1 20 --tasks 2 --meta-steps 2")
     cells = json.loads((tmp_path / "memory-toy.json").read_text())["cells"]
     few, many = ({c["algorithm"]: c for c in cells if c["inner_steps"] == k} for k in (1, 20))
     growth = {name: many[name]["peak_mib"] - few[name]["peak_mib"] for name in few}
@@ -36,17 +42,11 @@ def test_memory_grows_with_mamls_inner_steps_and_stays_flat_for_the_implicit_met
 
 @pytest.mark.slow
 def test_memory_over_tasks_and_over_steps_is_read_from_the_process(data_dir, tmp_path):
-    def run(script, options):
-        words = [f"benchmarks/{script}.py", "--data-dir", str(data_dir), "--dataset", "toy", *options.split()]
-        done = subprocess.run(
-            [sys.executable, *words, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-
-    run("memory", "--over tasks --algorithms convex_imaml --tasks 1 64 --meta-steps 2")
+    toy = f"--data-dir {data_dir} --dataset toy"
+    benchmark("memory", tmp_path, f"{toy} --over tasks --algorithms convex_imaml --tasks 1 64 --meta-steps 2")
     one, many = json.loads((tmp_path / "memory-tasks-toy.json").read_text())["cells"]
     assert (one["tasks"], many["tasks"]) == (1, 64) and many["peak_mib"] > one["peak_mib"] + 100
-    run("steady", "--algorithms convex_maml maml --steps 80 --width 8")
+    benchmark("steady", tmp_path, f"{toy} --algorithms convex_maml maml --steps 80 --width 8")
     for cell in json.loads((tmp_path / "steady-toy.json").read_text())["cells"]:
         assert len(cell["resident_mib"]) == 5 and len(cell["faults_a_step"]) == 4
         assert abs(cell["resident_mib"][-1] / cell["resident_mib"][0] - 1) < 0.05
@@ -54,10 +54,8 @@ def test_memory_over_tasks_and_over_steps_is_read_from_the_process(data_dir, tmp
 
 @pytest.mark.slow
 def test_the_largest_costs_of_a_step_are_named(data_dir, tmp_path):
-    benchmark = [sys.executable, str(ROOT / "benchmarks" / "costs.py"), "--data-dir", str(data_dir), "--dataset", "toy"]
-    options = "--algorithms convex_imaml reptile --warmup 1 --steps 2 --operations 10 --out".split() + [str(tmp_path)]
-    done = subprocess.run([*benchmark, *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    options = "--algorithms convex_imaml reptile --warmup 1 --steps 2 --operations 10"
+    benchmark("costs", tmp_path, f"--data-dir {data_dir} --dataset toy {options}")
     for row in json.loads((tmp_path / "costs-toy.json").read_text())["rows"]:
         shares = [share for _, _, share in row["operations"]]
         assert row["ms"] > 0 and shares == sorted(shares, reverse=True) and 0 < sum(shares) < 1
@@ -66,9 +64,7 @@ def test_the_largest_costs_of_a_step_are_named(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_the_heads_time_grows_by_an_exponent_that_is_fitted(tmp_path):
-    benchmark = [sys.executable, str(ROOT / "benchmarks" / "heads.py"), "--repeats", "1", "--most", "64"]
-    done = subprocess.run([*benchmark, "--out", str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    benchmark("heads", tmp_path, "--repeats 1 --most 64")
     rows = {row["grows"]: row for row in json.loads((tmp_path / "heads.json").read_text())["rows"]}
     assert rows["ways"]["sizes"] == [2, 4, 8, 16, 32, 64] and all(ms > 0 for ms in rows["ways"]["ms"])
     slopes = np.diff(np.log(rows["ways"]["ms"][3:])) / np.log(2)
@@ -79,10 +75,8 @@ def test_the_heads_time_grows_by_an_exponent_that_is_fitted(tmp_path):
 @pytest.mark.slow
 def test_a_loop_vmap_and_groups_give_the_same_meta_gradient(data_dir, tmp_path):
     """The benchmark of their speed refuses to time anything else."""
-    benchmark = [sys.executable, str(ROOT / "benchmarks" / "tasks.py"), "--data-dir", str(data_dir)]
-    options = "--dataset toy --tasks 3 --width 8 --warmup 1 --repeats 1 --inner-steps 2".split()
-    done = subprocess.run([*benchmark, *options, "--out", str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    options = "--dataset toy --tasks 3 --width 8 --warmup 1 --repeats 1 --inner-steps 2"
+    benchmark("tasks", tmp_path, f"--data-dir {data_dir} {options}")
     rows = json.loads((tmp_path / "tasks-toy.json").read_text())["rows"]
     measured = [(row["first_order"], row["precision"]) for row in rows]
     assert measured == [(False, "float32"), (False, "bfloat16"), (True, "float32"), (True, "bfloat16")]
@@ -93,11 +87,7 @@ def test_a_loop_vmap_and_groups_give_the_same_meta_gradient(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_the_table_beside_peers_holds_what_was_measured_in_turns(tmp_path):
-    benchmark = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--quick", "--turns", "3", "--warmup", "1"]
-    done = subprocess.run(
-        [*benchmark, "--measures", "head", "episodes", "--out", str(tmp_path)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    benchmark("run", tmp_path, "--quick --turns 3 --warmup 1 --measures head episodes")
     table = json.loads((tmp_path / "table.json").read_text())
     assert table["processor"] and table["torch"]
     keys = "measure algorithm setting ours theirs against unit ratio ratio_low ratio_high note"
@@ -120,16 +110,14 @@ def test_a_table_that_was_stopped_goes_on_and_a_whole_one_is_made_anew(tmp_path,
             asked.append(name)
             if name == "memory" and stops.pop():
                 raise KeyboardInterrupt
-            return [run.single(name, "maml", f"{options.turns} turns", 1.0, 2.0, "itself", "ms")]
+            return [run.Row(name, "maml", f"{options.turns} turns", "itself", "ms", 1.0, 2.0)]
 
         return rows
 
     monkeypatch.setattr(run, "MEASURES", {name: measured(name) for name in ("head", "memory")})
-    words = ["run.py", "--measures", "head", "memory", "--out", str(tmp_path)]
 
-    def command(*further):
-        monkeypatch.setattr(sys, "argv", [*words, *further])
-        run.main()
+    def command(**further):
+        run.main(run.Options(measures=("head", "memory"), out=tmp_path, **further))
         return [row["measure"] for row in json.loads((tmp_path / "table.json").read_text())["rows"]]
 
     with pytest.raises(KeyboardInterrupt):
@@ -140,11 +128,11 @@ def test_a_table_that_was_stopped_goes_on_and_a_whole_one_is_made_anew(tmp_path,
     stops[:] = [False, True]
     with pytest.raises(KeyboardInterrupt):
         command()
-    assert command("--turns", "3") == ["head", "memory"] and asked[-2:] == ["head", "memory"]
+    assert command(turns=3) == ["head", "memory"] and asked[-2:] == ["head", "memory"]
     stops[:] = [False, True]
     with pytest.raises(KeyboardInterrupt):
         command()
-    monkeypatch.setattr(run.meters, "commit", lambda folder: "another")
+    monkeypatch.setattr(meters, "commit", lambda folder: "another")
     assert command() == ["head", "memory"] and asked[-2:] == ["head", "memory"]
     assert json.loads((tmp_path / "table.json").read_text())["commit"] == "another"
 
@@ -164,23 +152,20 @@ def test_growth_by_quarters_asks_for_a_multiple_of_four_steps():
 
 def test_a_worker_that_was_killed_is_an_error_and_not_an_exception():
     """As where memory ran out, between two turns."""
-    spec = {"work": "our_heads", "ways": 2, "shots": 1, "features": 4, "tasks": 2, "least": 0.01}
-    worker_ = run.Worker(spec)
-    worker_.turn()
-    worker_.process.kill()
-    worker_.process.wait()
-    worker_.turn()
-    worker_.close()
-    assert worker_.seconds[0] > 0 and "ended with status -9" in worker_.error
+    heads = worker.Worker(partial(ours.heads, tasks=2, ways=2, shots=1, features=4), least=0.01)
+    heads.turn()
+    heads.process.kill()
+    heads.process.join()
+    heads.turn()
+    heads.close()
+    assert heads.seconds[0] > 0 and "ended with status -9" in heads.error
 
 
 def test_a_peer_counts_only_with_our_meta_gradient():
     """Second-order MAML written out on the textbook network has ours; in another direction, at equal length, not."""
-    options = {"inner_steps": 2, "inner_rate": 0.01}
-    spec = {"dataset": "omniglot", "width": 8, "tasks": 2, "algorithm": "maml", "options": options}
-    _, config, model = worker.our_model(spec)
-    episode, net = worker.episodes_of(spec), worker.textbook_of(spec).double()
-    ours = worker.signature_in_float64(model, episode, lambda: maml.meta_step(model, episode, config))
+    _, config, model = problems.our_model("maml", "omniglot", 8, inner_steps=2, inner_rate=0.01)
+    episode, net = problems.random_episode("omniglot", 2), problems.textbook_of("omniglot", 8).double()
+    g = problems.gradient_in_float64(model, episode, lambda: maml.meta_step(model, episode, config))
     assert {p.dtype for p in model.parameters()} == {episode.images.dtype} == {torch.float32}
     episode.images = episode.images.double()
     for x, y, x_query, y_query in zip(episode.x_support, episode.y_support, episode.x_query, episode.y_query):
@@ -190,10 +175,14 @@ def test_a_peer_counts_only_with_our_meta_gradient():
             gradients = torch.autograd.grad(loss, tuple(phi.values()), create_graph=True)
             phi = {name: p - 0.01 * g for (name, p), g in zip(phi.items(), gradients)}
         (F.cross_entropy(functional_call(net, phi, x_query), y_query) / 2).backward()
-    assert run.relative_error(ours, worker.signature(net)) < 1e-9
+    row = run.Row("meta_step", "maml", "", "written out", "ms", ours=1.0, theirs=2.0, ratio=2.0)
+    counted = run.with_gradients(row, g, problems.shared_gradient(net))
+    assert counted.ratio == 2 and float(counted.note.split()[-1]) < 1e-9
     net.head.weight.grad = net.head.weight.grad.flip(0)
-    turned = worker.signature(net)
-    assert turned["norm"] == pytest.approx(ours["norm"]) and run.relative_error(ours, turned) > 0.1
+    turned = problems.shared_gradient(net)
+    assert np.linalg.norm(turned) == pytest.approx(np.linalg.norm(g))
+    uncounted = run.with_gradients(row, g, turned)
+    assert uncounted.ratio is uncounted.theirs is None and float(uncounted.note.split()[-1]) > 0.1
 
 
 def test_operations_of_a_meta_step_are_counted():
@@ -217,9 +206,8 @@ def test_settings_are_compared_on_validation_each_script_against_its_own_first(t
         return result | {"val_accuracy": accuracy, "val_ci95": 0.0, "test_accuracy": 1 - accuracy, "test_ci95": 0.0}
 
     monkeypatch.setattr(compare, "train", train)
-    words = "--name scripts --scripts maml.py cavia.py --variants width=4 width=8 --seeds 0 1 --out".split()
-    monkeypatch.setattr(sys, "argv", ["compare.py", *words, str(tmp_path)])
-    compare.main()
+    wanted = {"scripts": tuple(accuracies), "variants": ("width=4", "width=8"), "seeds": (0, 1)}
+    compare.main(compare.Options(name="scripts", out=tmp_path, **wanted))
     runs = json.loads((tmp_path / "scripts.json").read_text())["runs"]
     order = [(run["seed"], run["algorithm"] + ".py", run["variant"]) for run in runs]
     assert order == list(itertools.product((0, 1), accuracies, ("width=4", "width=8")))
@@ -230,13 +218,10 @@ def test_settings_are_compared_on_validation_each_script_against_its_own_first(t
 
 @pytest.mark.slow
 def test_settings_are_compared_over_seeds_and_a_stopped_comparison_goes_on(data_dir, tmp_path):
-    benchmark = [sys.executable, str(ROOT / "benchmarks" / "compare.py"), "--name", "widths", "--out", str(tmp_path)]
     shared = f"dataset=toy data-dir={data_dir} steps=2 tasks=2 val-episodes=2 test-episodes=4 flip".split()
     variants = ["width=4", "width=8,block=norm-pool"]
     for seeds in ["0"], ["0", "1"]:
-        what = ["--options", *shared, "--variants", *variants, "--seeds", *seeds]
-        done = subprocess.run([*benchmark, *what], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+        benchmark("compare", tmp_path, "--name widths --options", *shared, "--variants", *variants, "--seeds", *seeds)
     runs = json.loads((tmp_path / "widths.json").read_text())["runs"]
     assert [(run["variant"], run["seed"]) for run in runs] == [(v, s) for s in (0, 1) for v in variants]
     assert [(run["width"], run["block"]) for run in runs[:2]] == [(4, "pool-norm"), (8, "norm-pool")]
