@@ -172,46 +172,50 @@ def fastest_plain(dataset: str, tasks: int, block: str, precision: str) -> parti
     return pieces[min(workers, key=lambda name: statistics.median(workers[name].seconds or [math.inf]))]
 
 
+def meta_step_pieces(algorithm: str, network: dict, batches: int, variant: dict, quick: bool) -> dict[str, partial]:
+    """An algorithm's meta-step, `ours`, and what it is compared with beside the plain step: each peer, or of a variant
+    of ours the network that peers have."""
+    script = algorithm.split(",")[0]
+    base = partial(ours.meta_steps, script, **network, batches=batches, **OURS[algorithm])
+    pieces = {"ours": partial(base, **variant)}
+    if variant:
+        return pieces | {"the same in float32, norm-pool": base}
+    for name, peer in {} if quick else PEERS.get(algorithm, {}).items():
+        pieces[name] = partial(peer, **network, **OURS[algorithm])
+        # of ANIL on large images three don't fit into 24 GiB
+        if algorithm != "convex_maml" or network["dataset"] == "omniglot" or network["tasks"] <= 4:
+            pieces[f"{name}, our allocator setting"] = partial(peers.with_our_allocator, pieces[name])
+    return pieces
+
+
 def meta_steps(dataset: str, tasks: int, algorithms: list[str], variant: dict, rounds: dict, quick: bool) -> list[Row]:
-    """Rows of these algorithms' meta-steps, against the plain step, the operation count and each peer; of a variant of
-    ours against the plain step of the same kind and the network that peers have."""
+    """Rows of these algorithms' meta-steps, against the plain step of the same kind, the operation count and each of
+    their other pieces."""
     network = {"dataset": dataset, "width": WIDTHS[dataset], "tasks": tasks}
     # More tasks' weights and large images at a time don't fit into 24 GiB beside the peers.
     batches = -(-tasks // 4) if dataset == "miniimagenet" and algorithms[0].startswith(("maml", "imaml")) else 1
     plain = fastest_plain(dataset, tasks, variant.get("block", "norm-pool"), variant.get("precision", "float32"))
     pieces = {("", "plain"): plain}
     for algorithm in algorithms:
-        script = algorithm.split(",")[0]
-        piece = partial(ours.meta_steps, script, **network, batches=batches, **OURS[algorithm])
-        pieces[algorithm, "ours"] = partial(piece, **variant)
-        if variant:
-            pieces[algorithm, "the same in float32, norm-pool"] = piece
-        for name, peer in {} if quick or variant else PEERS.get(algorithm, {}).items():
-            pieces[algorithm, name] = partial(peer, **network, **OURS[algorithm])
-            # of ANIL on large images three don't fit into 24 GiB
-            if algorithm != "convex_maml" or dataset == "omniglot" or tasks <= 4:
-                allocated = partial(peers.with_our_allocator, pieces[algorithm, name])
-                pieces[algorithm, f"{name}, our allocator setting"] = allocated
+        of_algorithm = meta_step_pieces(algorithm, network, batches, variant, quick)
+        pieces |= {(algorithm, name): piece for name, piece in of_algorithm.items()}
     workers = side_by_side(pieces, **rounds)
     layout = "channels_last" if plain.keywords["channels_last"] else "contiguous"
     at_a_time = min(plain.keywords["chunk"], 80 * tasks)
     best = f"one forward and backward of 80 images a task, {layout}, {at_a_time} at a time"
-    kind = "".join(f", {value}" for value in variant.values())
-    setting = (
-        f"{dataset} Conv4-{WIDTHS[dataset]}, {tasks} tasks{f' (--batches {batches})' if batches > 1 else ''}{kind}"
-    )
-    plain_worker = workers.pop(("", "plain"))
+    shared = f" (--batches {batches})" if batches > 1 else ""
+    setting = ", ".join([f"{dataset} Conv4-{WIDTHS[dataset]}", f"{tasks} tasks{shared}", *variant.values()])
     rows = []
     for algorithm in algorithms:
-        us = workers.pop((algorithm, "ours"))
-        row = compared("meta_step", algorithm, setting, us, "plain", plain_worker, best)
+        us = workers[algorithm, "ours"]
+        row = compared("meta_step", algorithm, setting, us, "plain", workers["", "plain"], best)
         rows.append(row)
         share = operations(algorithm, dataset, OURS[algorithm])
         if share != 1 and not variant and row.theirs:
             scaled = {key: share * getattr(row, key) for key in ("theirs", "ratio", "ratio_low", "ratio_high")}
             note = f"the plain step's speed times {share:.2f}"
             rows.append(replace(row, against="operation count", note=note, **scaled))
-        for name, worker in [(name, worker) for (of, name), worker in workers.items() if of == algorithm]:
+        for name, worker in [(name, w) for (of, name), w in workers.items() if of == algorithm and w is not us]:
             row = compared("meta_step", algorithm, setting, us, name, worker)
             if not worker.error and not variant:
                 row = with_gradients(row, us.info["gradient"], worker.info["gradient"])
