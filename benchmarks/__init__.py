@@ -19,7 +19,9 @@ import tyro
 from torch import Tensor, nn
 
 from common import meters
-from common.run import Run, command, keep_memory, outer_optimizer
+from common.command import command
+from common.meters import keep_memory
+from common.run import Run, outer_optimizer
 from common.shards import ROOT
 
 SCRIPTS = ("convex_imaml", "convex_maml", "maml", "imaml", "reptile", "cavia")

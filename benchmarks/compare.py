@@ -49,6 +49,12 @@ def train(options: Options, script: str, variant: str, seed: int) -> dict:
     return result | {"commit": config["commit"], "config": of_all_seeds}
 
 
+def accuracy(run: dict) -> str:
+    """Validation accuracy and its interval, which runs of before November 2026 don't tell."""
+    interval = f" ± {run['val_ci95']:.4f}" if "val_ci95" in run else ""
+    return f"{run['val_accuracy']:.4f}{interval}"
+
+
 def as_table(runs: list[dict], options: Options) -> str:
     """Validation accuracy of every run, the difference from the script's first variant, and the mean test accuracy."""
     seeds = sorted({run["seed"] for run in runs})
@@ -59,7 +65,7 @@ def as_table(runs: list[dict], options: Options) -> str:
         mine = {run["seed"]: run for run in of_script if run["variant"] == variant}
         if not mine:
             continue
-        shown = [f"{mine[s]['val_accuracy']:.4f} ± {mine[s]['val_ci95']:.4f}" if s in mine else "" for s in seeds]
+        shown = [accuracy(mine[seed]) if seed in mine else "" for seed in seeds]
         less = [mine[s]["val_accuracy"] - first[s] for s in seeds if s in mine and s in first]
         against = f"{statistics.mean(less):+.4f} ({', '.join(f'{d:+.4f}' for d in less)})"
         val, test = (statistics.mean(run[f"{split}_accuracy"] for run in mine.values()) for split in ("val", "test"))

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from benchmarks import markdown, picture, report, seconds_of, settled_device, start
 from benchmarks.problems import STRENGTH, head_problem
+from common.newton import newton_head
 from common.shards import UsageError
-from common.solvers import newton_head
 
 MIDDLE = {"tasks": 16, "ways": 5, "shots": 10, "features": 512}
 SIZES = {

@@ -10,8 +10,8 @@ import torch
 from benchmarks import problems
 from benchmarks.problems import Work
 from common.conv4 import Conv4
-from common.run import keep_memory
-from common.solvers import newton_head
+from common.meters import keep_memory
+from common.newton import newton_head
 
 
 def meta_steps(algorithm: str, dataset: str, width: int, tasks: int, batches: int = 1, **options) -> Work:

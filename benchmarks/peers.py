@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import problems
 from benchmarks.problems import Work
-from common.run import keep_memory
+from common.meters import keep_memory
 
 
 def with_our_allocator(piece: Callable[[], Work]) -> Work:
