@@ -23,8 +23,8 @@ Row = dict[str, str | int | float]
 class Log:
     """The rows of a log.csv, and the numbers of the steps since the last of them."""
 
-    def __init__(self, rows: list[Row] | None = None):
-        self.rows: list[Row] = rows or []
+    def __init__(self, rows: list[dict[str, str]] | None = None):
+        self.rows = rows or []  # as the file has them, empty cells left out
         self.pending: list[dict[str, Tensor]] = []  # a dictionary a step; detached, so that no graph is kept alive
 
     def keep(self, batches: list[dict[str, Tensor]], gradient_norm: Tensor) -> None:
@@ -58,14 +58,17 @@ class Log:
                 row["not_converged"] = int(values.numel() - values.sum())
         return row
 
+    def add(self, row: Row) -> None:
+        """A row, its numbers with six digits as the file has them."""
+        self.rows.append({k: f"{v:.6g}" if isinstance(v, float) and k != "seconds" else str(v) for k, v in row.items()})
+
     def text(self) -> str:
         """The file's content: COLUMNS, and behind them the script's own."""
         columns = list(dict.fromkeys([*COLUMNS, *(key for row in self.rows for key in row)]))
         content = io.StringIO()
         writer = csv.DictWriter(content, columns, lineterminator="\n")
         writer.writeheader()
-        for row in self.rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) and k != "seconds" else v for k, v in row.items()})
+        writer.writerows(self.rows)
         return content.getvalue()
 
 

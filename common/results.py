@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from common import meters, ranks
 from common.episodes import Episode
 from common.folder import write_whole
-from common.log import Row
 from common.run import Run
 
 
@@ -68,7 +67,7 @@ def report(run: Run, model: nn.Module, inductive: dict, transductive: dict) -> N
     )
 
 
-def curves(rows: list[Row], title: str) -> bytes:
+def curves(rows: list[dict[str, str]], title: str) -> bytes:
     """A picture (PNG) of loss and accuracy against minutes of training."""
     import matplotlib.pyplot as plt
 

@@ -197,7 +197,7 @@ class Run:
         row["step_ms"] = 1e3 * (self.seconds - self.last_row_seconds) / steps
         row["peak_mib"] = meters.peak_mib(self.device)
         self.last_row_seconds = self.seconds
-        self.log.rows.append(row)
+        self.log.add(row)
         if self.rank == 0:
             folder.write_whole(self.folder / "log.csv", self.log.text())
             self._write_checkpoint(model, optimizer)

@@ -90,7 +90,9 @@ def test_rows_that_are_not_whole_or_came_after_the_checkpoint_are_dropped_on_res
 
 
 def test_a_log_reads_back_what_it_wrote_with_columns_that_come_later(tmp_path):
-    written = log.Log([{"step": 1, "seconds": 0.5}, {"step": 2, "seconds": 1.25, "mine": 0.123456789}])
+    written = log.Log()
+    written.add({"step": 1, "seconds": 0.5})
+    written.add({"step": 2, "seconds": 1.25, "mine": 0.123456789})
     (tmp_path / "log.csv").write_text(written.text())
     rows = list(csv.DictReader(open(tmp_path / "log.csv")))
     assert [row["mine"] for row in rows] == ["", "0.123457"] and rows[1]["seconds"] == "1.25"
