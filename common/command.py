@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 import tyro
 from tqdm import tqdm
@@ -32,13 +31,15 @@ def command(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # who read what is printed, as `head` does, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch's own for want of memory is one
+            raise
         _close_bars()
         said = " ".join(str(error).split()) or "no memory left"
-        print(f"error: {said}; --resume RUN goes on from the last checkpoint, which is whole", file=sys.stderr)
+        print(f"error: {said}; a run's last checkpoint is whole, and --resume goes on from it", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit("interrupted; --resume RUN goes on from the last checkpoint")
+        sys.exit("interrupted; --resume goes on from a run's last checkpoint")
     finally:
         lock.release()
         if dist.is_initialized():

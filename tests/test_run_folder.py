@@ -143,6 +143,22 @@ def test_a_full_disk_is_one_line_and_leaves_whole_files_and_no_litter(file, comm
     assert [row["step"] for row in rows_of(tmp_path / "full")] == ["2", "4", "6"]
 
 
+@pytest.mark.parametrize("error", (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")))
+def test_want_of_memory_is_one_line_and_leaves_the_last_checkpoint(error, command, tmp_path, monkeypatch, capsys):
+    meta_step, calls = convex_imaml.meta_step, []
+
+    def greedy(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise error
+        return meta_step(*arguments)
+
+    monkeypatch.setattr(convex_imaml, "meta_step", greedy)
+    assert command(f"{TINY} --steps 6 --out greedy") == 1
+    said = capsys.readouterr().err.strip().rpartition("error: ")[2]
+    assert "memory" in said and "\n" not in said and state_of(tmp_path / "greedy")["step"] == 2
+
+
 def test_a_second_process_is_told_who_writes_into_a_run_folder(command, tmp_path, capsys):
     assert command(f"{TINY} --steps 2 --out held") == 0
     before = {path: path.read_bytes() for path in (tmp_path / "held").iterdir()}
