@@ -6,6 +6,7 @@ import torch
 
 SMALL = "--dataset toy --width 8 --tasks 4 --queries 8 --train-queries 3 --eval-every 50 --val-episodes 10"
 SMALL += " --test-episodes 60 --device cpu --no-keep-memory"
+TINY = f"{SMALL} --width 4 --val-episodes 2 --test-episodes 2 --eval-every 2"  # where nothing need be learned
 
 
 def rows_of(folder):

@@ -23,7 +23,7 @@ from common.ranks import MeanOverBatches
 from common.run import Run
 from common.shards import ROOT
 from tests.conftest import write_set
-from tests.runs import SMALL, rows_of, state_of
+from tests.runs import SMALL, TINY, rows_of, state_of
 
 # Every script, with settings at which it learns `toy` in a moment; all but the first are tested among the slow ones.
 SCRIPTS = {
@@ -158,16 +158,16 @@ def test_a_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_good_chec
     def spoiled(model, *args):
         calls.append(1)
         statistics = meta_step(model, *args)
-        if len(calls) == 77:  # and with it every later step's strength, features and loss
+        if len(calls) == 17:  # and with it every later step's strength, features and loss
             for p in model.parameters():
                 p.grad *= float("nan")
         return statistics
 
     monkeypatch.setattr(convex_imaml, "meta_step", spoiled)
-    assert command(f"{SMALL} --steps 200 --out spoiled") == 2
-    assert "step 77" in capsys.readouterr().err
+    assert command(f"{SMALL} --steps 30 --eval-every 10 --out spoiled") == 2
+    assert "step 17" in capsys.readouterr().err
     state = state_of(tmp_path / "spoiled")
-    assert state["step"] == 50 and all(v.isfinite().all() for v in state["model"].values())
+    assert state["step"] == 10 and all(v.isfinite().all() for v in state["model"].values())
 
 
 BAD = {
@@ -226,12 +226,12 @@ def test_a_head_with_an_output_a_class_wants_training_tasks_of_as_many_ways_and_
 
 
 def test_a_folder_in_use_and_options_that_disagree_with_a_run_are_refused(command, tmp_path, capsys):
-    assert command(f"{SMALL} --steps 50 --out used") == 0
+    assert command(f"{TINY} --steps 2 --out used") == 0
     files = {p: p.read_bytes() for p in (tmp_path / "used").iterdir()}
     for options, message in {
-        f"{SMALL} --steps 50 --out used": "used holds a run already",
+        f"{TINY} --steps 2 --out used": "used holds a run already",
         "--resume used --ways 4": "--ways 4: used was started with 5",
-        "--resume used --steps 70": "--steps 70: used was started with 50",
+        "--resume used --steps 70": "--steps 70: used was started with 2",
     }.items():
         capsys.readouterr()
         assert command(options) == 2
@@ -241,7 +241,7 @@ def test_a_folder_in_use_and_options_that_disagree_with_a_run_are_refused(comman
 
 
 def test_a_folder_that_is_no_whole_run_of_this_script_is_refused(command, tmp_path, capsys):
-    assert command(f"{SMALL} --steps 50 --out whole") == 0
+    assert command(f"{TINY} --steps 2 --out whole") == 0
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     half = (tmp_path / "whole" / "checkpoint.pt").read_bytes()[:5000]
     other = {"options": {**config["options"], "algorithm": "mine"}}
@@ -272,7 +272,7 @@ def test_a_folder_that_is_no_whole_run_of_this_script_is_refused(command, tmp_pa
 
 def test_a_test_on_other_images_or_in_another_runs_folder_is_refused(command, tmp_path, capsys, data_dir):
     write_set(tmp_path / "sets", "wide", shape=(3, 28, 28))
-    assert command(f"{SMALL} --steps 50 --out whole") == 0
+    assert command(f"{TINY} --steps 2 --out whole") == 0
     capsys.readouterr()
     assert command(f"--evaluate whole --dataset wide --data-dir {tmp_path / 'sets'}") == 2
     assert "expected images of as many channels" in capsys.readouterr().err
@@ -299,7 +299,7 @@ def test_a_relative_data_folder_is_found_again(where, command, tmp_path, monkeyp
     place.mkdir(exist_ok=True)
     shutil.copytree(data_dir / "toy", place / "sets" / "toy")
     monkeypatch.chdir(place)
-    assert command(f"{SMALL} --steps 50 --out run", data="sets") == 0
+    assert command(f"{TINY} --steps 2 --out run", data="sets") == 0
     monkeypatch.chdir(tmp_path.parent)
     monkeypatch.setattr(sys, "argv", [convex_imaml.__file__, "--evaluate", str(place / "run")])
     command_line.command(convex_imaml.main)
@@ -323,7 +323,7 @@ def test_a_run_asks_for_huge_pages_before_torch_makes_a_tensor(data_dir):
 
 def test_a_default_run_folder_that_exists_is_left_alone(command, tmp_path):
     for _ in range(2):
-        assert command(f"{SMALL} --steps 50") == 0
+        assert command(f"{TINY} --steps 2") == 0
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
         "convex_imaml-toy-5w1s-s0",
         "convex_imaml-toy-5w1s-s0-2",

@@ -16,9 +16,7 @@ import convex_imaml
 import maml
 from common import folder, lock, log, meters
 from common.shards import ROOT, UsageError
-from tests.runs import SMALL, rows_of, state_of
-
-TINY = f"{SMALL} --width 4 --val-episodes 2 --test-episodes 2 --eval-every 2"
+from tests.runs import SMALL, TINY, rows_of, state_of
 
 
 def interrupt(monkeypatch, script, at_call):
