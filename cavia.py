@@ -8,7 +8,8 @@ takes the inner gradients for constants.
 
     python cavia.py --dataset omniglot --shots 1
 
-reaches 0.9477 ± 0.0036 (inductive, 95 % CI) in 20 minutes on two cores of an AMD EPYC with AVX-512.
+reaches 0.9477 ± 0.0036 (inductive, 95 % CI); that run, of 20 minutes on two cores of an AMD EPYC with AVX-512, in
+float32, had 7,812 steps.
 """
 
 import math

@@ -9,7 +9,8 @@ paper leaves out, to the backbone through the support features and to the streng
 
     python convex_imaml.py --dataset omniglot --shots 1
 
-reaches 0.9927 ± 0.0013 (inductive, 95 % CI) in 20 minutes on two cores of an AMD EPYC with AVX-512 and bfloat16.
+reaches 0.9927 ± 0.0013 (inductive, 95 % CI); that run, of 20 minutes on two cores of an AMD EPYC with AVX-512 and
+bfloat16, had 27,279 steps.
 """
 
 import math

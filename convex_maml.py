@@ -9,7 +9,8 @@ steps, which are differentiated through too.
 
     python convex_maml.py --dataset omniglot --shots 1
 
-reaches 0.9898 ± 0.0016 (inductive, 95 % CI) in 20 minutes on two cores of an AMD EPYC with AVX-512 and bfloat16.
+reaches 0.9898 ± 0.0016 (inductive, 95 % CI); that run, of 20 minutes on two cores of an AMD EPYC with AVX-512 and
+bfloat16, had 41,761 steps.
 """
 
 import math

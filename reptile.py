@@ -7,7 +7,8 @@ Nothing is differentiated but the training loss; no query set is needed.
 
     python reptile.py --dataset omniglot --shots 1
 
-reaches 0.9503 ± 0.0033 (inductive, 95 % CI) in 20 minutes on two cores of an AMD EPYC with AVX-512.
+reaches 0.9503 ± 0.0033 (inductive, 95 % CI); that run, of 20 minutes on two cores of an AMD EPYC with AVX-512, in
+float32, had 8,511 steps.
 """
 
 import math
