@@ -58,7 +58,8 @@ class EpisodeLoader:
     named: the options for ways, shots and queries, for what is raised.
     halved: give images of half the side, the means of 2 x 2 pixels; may be set at any time.
 
-    A batch depends on `seed` and its position alone, and on whether rows are drawn on a GPU or the CPU. `offset` and `stride` share positions out to ranks.
+    A batch depends on `seed` and its position alone, and on whether rows are drawn on a GPU or the CPU. `offset` and
+    `stride` share positions out to ranks.
 
     Raises UsageError for a file that isn't whole, more ways than classes, or more shots + queries than a class has.
     """
