@@ -3,16 +3,15 @@
 They run from the project's root, as `python -m benchmarks.NAME`; --help lists a command's options.
 """
 
-import contextlib
 import importlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 import tyro
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 
 from common import meters
 from common.command import command
-from common.meters import keep_memory
 from common.run import Run, outer_optimizer
 from common.shards import ROOT
 
@@ -44,14 +42,6 @@ class OnData:
 def start(main: Callable, options: type) -> None:
     """Run a command's main with what the command line says; a person's mistake is one line and exit status 2."""
     command(lambda: main(tyro.cli(options)))
-
-
-def settled_device(name: str) -> torch.device:
-    """The device, once freed memory stays in the process as in training."""
-    device = torch.device(name)
-    if device.type == "cpu":
-        keep_memory()
-    return device
 
 
 def training(name: str, dataset: str, **options) -> tuple[Callable[[], dict[str, Tensor]], torch.device]:
@@ -88,31 +78,20 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return meters.clock(device) - before
 
 
+def own_process() -> ProcessPoolExecutor:
+    """Runs functions in one new process, a Python with nothing of this one's but the environment."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
 def in_own_process(function: Callable, *given, **environment: str) -> object:
-    """function(*given), computed by a new process, in whose environment these variables are set too.
-
-    Raises what it raises, and SystemExit where the process is killed.
-    """
-    before = os.environ.copy()
-    os.environ.update(environment)
-    try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(function, *given).result()
-    except BrokenProcessPool:
-        raise SystemExit(f"{function.__name__}: its process was killed, perhaps for want of memory") from None
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def machine(device: str = "cpu") -> dict[str, object]:
-    """What a figure depends on beside the code."""
-    return {"torch": torch.__version__, **meters.hardware(torch.device(device))}
+    """function(*given), computed by a new process, in whose environment these variables are set too."""
+    with mock.patch.dict(os.environ, environment), own_process() as process:
+        return process.submit(function, *given).result()
 
 
 def origin(device: str = "cpu") -> dict[str, object]:
-    """The commit, and the machine."""
-    return {"commit": meters.commit(ROOT), **machine(device)}
+    """What a figure depends on: the commit and the machine."""
+    return {"commit": meters.commit(ROOT), "torch": torch.__version__, **meters.hardware(torch.device(device))}
 
 
 def markdown(heads: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
@@ -136,16 +115,3 @@ def report(out: Path | None, name: str, content: dict, table: str, device: str =
     print(table)
     if out:
         save(out, name, content, table, device)
-
-
-@contextlib.contextmanager
-def picture(path: Path, panels: int, size: tuple[float, float], **shared) -> Iterator[tuple]:
-    """A figure and its panels side by side, to draw in; then it is written to the path."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, panels, figsize=size, layout="constrained", **shared)
-    yield figure, axes
-    for one in axes:
-        one.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

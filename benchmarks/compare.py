@@ -18,8 +18,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import machine, markdown, save, start
-from common.shards import ROOT
+from benchmarks import markdown, origin, save, start
+from common.shards import ROOT, UsageError
 
 
 @dataclass
@@ -42,17 +42,20 @@ def train(options: Options, script: str, variant: str, seed: int) -> dict:
     """result.json of a run of its own, its commit, and all its options but seed and folder."""
     given = [f"val-episodes={options.val_episodes}", *options.options, *variant.split(","), f"seed={seed}"]
     with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder, "run")
         words = [f"--{word}" for word in given]
-        subprocess.run([sys.executable, str(ROOT / script), *words, "--out", f"{folder}/run"], check=True)
-        result, config = (json.loads(Path(folder, "run", f"{name}.json").read_text()) for name in ("result", "config"))
-    of_all_seeds = {k: v for k, v in config["options"].items() if k not in ("seed", "out")}
+        subprocess.run([sys.executable, ROOT / script, *words, "--out", run], check=True)
+        result = json.loads((run / "result.json").read_text())
+        config = json.loads((run / "config.json").read_text())
+    of_all_seeds = {name: value for name, value in config["options"].items() if name not in ("seed", "out")}
     return result | {"commit": config["commit"], "config": of_all_seeds}
 
 
-def accuracy(run: dict) -> str:
-    """Validation accuracy and its interval, which runs of before November 2026 don't tell."""
-    interval = f" ± {run['val_ci95']:.4f}" if "val_ci95" in run else ""
-    return f"{run['val_accuracy']:.4f}{interval}"
+def accuracy(run: dict | None) -> str:
+    """Validation accuracy and its interval, which older runs don't tell."""
+    if run is None:
+        return ""
+    return f"{run['val_accuracy']:.4f}" + (f" ± {run['val_ci95']:.4f}" if "val_ci95" in run else "")
 
 
 def as_table(runs: list[dict], options: Options) -> str:
@@ -65,14 +68,16 @@ def as_table(runs: list[dict], options: Options) -> str:
         mine = {run["seed"]: run for run in of_script if run["variant"] == variant}
         if not mine:
             continue
-        shown = [accuracy(mine[seed]) if seed in mine else "" for seed in seeds]
-        less = [mine[s]["val_accuracy"] - first[s] for s in seeds if s in mine and s in first]
-        against = f"{statistics.mean(less):+.4f} ({', '.join(f'{d:+.4f}' for d in less)})"
-        val, test = (statistics.mean(run[f"{split}_accuracy"] for run in mine.values()) for split in ("val", "test"))
-        steps, ms = (statistics.median(run[key] for run in mine.values()) for key in ("steps", "step_ms"))
-        name = variant if len(options.scripts) == 1 else f"{script} {variant}"
-        against = "" if variant == options.variants[0] else against
-        rows.append([name, *shown, f"{val:.4f}", against, f"{test:.4f}", f"{steps:,.0f}", f"{ms:.0f}"])
+        row = [variant if len(options.scripts) == 1 else f"{script} {variant}"]
+        row += [accuracy(mine.get(seed)) for seed in seeds]
+        row.append(f"{statistics.mean(run['val_accuracy'] for run in mine.values()):.4f}")
+        less = [mine[seed]["val_accuracy"] - first[seed] for seed in mine]
+        is_first = variant == options.variants[0]
+        row.append("" if is_first else f"{statistics.mean(less):+.4f} ({', '.join(f'{d:+.4f}' for d in less)})")
+        row.append(f"{statistics.mean(run['test_accuracy'] for run in mine.values()):.4f}")
+        row.append(f"{statistics.median(run['steps'] for run in mine.values()):,.0f}")
+        row.append(f"{statistics.median(run['step_ms'] for run in mine.values()):.0f}")
+        rows.append(row)
     heads = ["setting", *(f"seed {seed}" for seed in seeds), "mean", "minus the first (each seed)", "test, mean"]
     about = "inductive; 95 % CI of a run's validation episodes; the test decides nothing"
     what = ", ".join([*options.scripts, *options.options])
@@ -82,11 +87,11 @@ def as_table(runs: list[dict], options: Options) -> str:
 def main(options: Options) -> None:
     saved = options.out / f"{options.name}.json"
     what = {"script": " ".join(options.scripts), "options": list(options.options)}
-    device = dict(option.partition("=")[::2] for option in options.options).get("device", "cpu")
+    device = next((o.removeprefix("device=") for o in options.options if o.startswith("device=")), "cpu")
     before = json.loads(saved.read_text()) if saved.exists() else {"runs": []}
-    for key, expected in (what | machine(device)).items():
-        if before.get(key, expected) != expected:
-            raise SystemExit(f"{saved} is of {key} {before[key]}, expected {expected}; give another --name")
+    for key, expected in (origin(device) | what).items():
+        if key != "commit" and before.get(key, expected) != expected:
+            raise UsageError(f"{saved} is of {key} {before[key]}, expected {expected}; give another --name")
     runs = before["runs"]
     for seed, script, variant in itertools.product(options.seeds, options.scripts, options.variants):
         alike = [run for run in runs if (run["algorithm"], run["variant"]) == (Path(script).stem, variant)]
@@ -94,7 +99,7 @@ def main(options: Options) -> None:
             continue
         run = {"variant": variant, **train(options, script, variant, seed)}
         if any(other.get("config", run["config"]) != run["config"] for other in alike):
-            raise SystemExit(f"{saved}: {variant} has come to mean other settings; give another --name")
+            raise UsageError(f"{saved}: {variant} has come to mean other settings; give another --name")
         runs.append(run)
         save(options.out, options.name, what | {"runs": runs}, as_table(runs, options), device)
     print(as_table(runs, options))

@@ -6,10 +6,8 @@ script's settings for the data set. Time is an operation's own, without what it 
     python -m benchmarks.costs --dataset omniglot --out results/benchmarks
 """
 
-import itertools
 from dataclasses import dataclass
 
-import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
@@ -20,43 +18,38 @@ from benchmarks import SCRIPTS, OnData, markdown, report, seconds_of, start, tra
 @dataclass
 class Options(OnData):
     algorithms: tuple[str, ...] = SCRIPTS
-    precisions: tuple[str, ...] = ("",)
-    """of the backbone, each measured: float32, bfloat16, or nothing for a script's default"""
     operations: int = 3
     """shown of each script"""
     warmup: int = 10
     steps: int = 10
     """profiled"""
-    device: str = "auto"
+    device: str = "cpu"
 
 
-def costs(name: str, precision: str, options: Options) -> tuple[dict, torch.device]:
+def costs(name: str, options: Options) -> dict:
     """{"algorithm", "ms": of a step, "operations": [[name, calls a step, share of the time], ...]}, on a GPU also
-    "busy", the share of a step in which it works, which the operations' shares are of; and the device."""
-    given = {"precision": precision} if precision else {}
-    step, device = training(name, options.dataset, data_dir=options.data_dir, device=options.device, **given)
+    "busy", the share of a step in which it works, which the operations' shares are of."""
+    step, device = training(name, options.dataset, data_dir=options.data_dir, device=options.device)
 
-    def steps():
-        for _ in range(options.steps):
+    def steps(count: int = options.steps):
+        for _ in range(count):
             step()
 
-    for _ in range(options.warmup):
-        step()
+    steps(options.warmup)
     seconds = seconds_of(steps, device)
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as profiled:
         seconds_of(steps, device)
-    operations = [event for event in profiled.key_averages() if event.device_type == DeviceType.CPU]
     own = "self_device_time_total" if on_gpu else "self_cpu_time_total"  # microseconds
-    operations.sort(key=lambda event: -getattr(event, own))
-    total = sum(getattr(event, own) for event in operations)
-    largest = [
-        [event.key.removeprefix("aten::"), event.count / options.steps, getattr(event, own) / total]
-        for event in operations[: options.operations]
+    times = [
+        (getattr(event, own), event.key.removeprefix("aten::"), event.count / options.steps)
+        for event in profiled.key_averages()
+        if event.device_type == DeviceType.CPU
     ]
-    row = {"algorithm": f"{name}, {precision}" if precision else name}
-    row |= {"ms": 1e3 * seconds / options.steps, "operations": largest}
-    return row | ({"busy": 1e-6 * total / seconds} if on_gpu else {}), device
+    total = sum(time for time, _, _ in times)
+    largest = [[key, calls, time / total] for time, key, calls in sorted(times, reverse=True)[: options.operations]]
+    row = {"algorithm": name, "ms": 1e3 * seconds / options.steps, "operations": largest}
+    return row | ({"busy": 1e-6 * total / seconds} if on_gpu else {})
 
 
 def as_table(rows: list[dict], operations: int) -> str:
@@ -69,12 +62,9 @@ def as_table(rows: list[dict], operations: int) -> str:
 
 
 def main(options: Options) -> None:
-    rows = []
-    for name, precision in tqdm(list(itertools.product(options.algorithms, options.precisions)), leave=False):
-        row, device = costs(name, precision, options)
-        rows.append(row)
+    rows = [costs(name, options) for name in tqdm(options.algorithms, leave=False)]
     content = {"dataset": options.dataset, "rows": rows}
-    report(options.out, f"costs-{options.dataset}", content, as_table(rows, options.operations), str(device))
+    report(options.out, f"costs-{options.dataset}", content, as_table(rows, options.operations), options.device)
 
 
 if __name__ == "__main__":

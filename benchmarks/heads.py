@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks import markdown, picture, report, seconds_of, settled_device, start
+from benchmarks import markdown, report, seconds_of, start
 from benchmarks.problems import STRENGTH, head_problem
+from common.meters import keep_memory
 from common.newton import newton_head
-from common.shards import UsageError
 
 MIDDLE = {"tasks": 16, "ways": 5, "shots": 10, "features": 512}
 SIZES = {
@@ -36,16 +36,12 @@ class Options:
     repeats: int = 7
     """of each size, in turn, after a first that isn't counted; the median is shown"""
     most: int = 4096
-    """largest size of any kind"""
+    """largest size of any kind, 64 or more"""
     out: Path | None = None
     """folder for heads.json, .md and .png"""
 
-    def __post_init__(self):
-        if self.most < 64 or self.repeats < 1:
-            raise UsageError(f"--most {self.most}, --repeats {self.repeats}: expected 64 or more, and 1 or more")
 
-
-def measure(setting: dict[str, int], device: torch.device) -> tuple[float, float]:
+def measure(setting: dict[str, int]) -> tuple[float, float]:
     """(seconds of a solve and its implicit gradient, median number of Newton steps)"""
     f, y = head_problem(**setting)
     f.requires_grad_()
@@ -58,7 +54,7 @@ def measure(setting: dict[str, int], device: torch.device) -> tuple[float, float
         solved.value.backward(v)
         steps.append(solved.iterations)
 
-    return seconds_of(solve, device), float(steps[0].median())
+    return seconds_of(solve, f.device), float(steps[0].median())
 
 
 def exponent(sizes: list[int], times: list[float]) -> float:
@@ -66,18 +62,16 @@ def exponent(sizes: list[int], times: list[float]) -> float:
     return float(np.polyfit(np.log(sizes[half:]), np.log(times[half:]), 1)[0])
 
 
-def grown(name: str, options: Options, device: torch.device) -> dict:
+def grown(name: str, options: Options) -> dict:
     """Times and exponents over the sizes of one kind."""
     sizes = [size for size in SIZES[name] if size <= options.most]
-    measured = {size: [] for size in sizes}
-    for _ in range(options.repeats + 1):
-        for size in sizes:
-            measured[size].append(measure(MIDDLE | {name: size}, device))
-    ms = [1e3 * statistics.median(seconds for seconds, _ in measured[size][1:]) for size in sizes]
-    steps = [measured[size][0][1] for size in sizes]
-    a_step = exponent(sizes, [t / n for t, n in zip(ms, steps)])
-    row = {"grows": name, "sizes": sizes, "ms": ms, "newton_steps": steps, "expected": EXPECTED[name]}
-    return row | {"exponent": exponent(sizes, ms), "exponent_of_a_step": a_step}
+    rounds = [[measure(MIDDLE | {name: size}) for size in sizes] for _ in range(options.repeats + 1)]
+    steps = [count for _, count in rounds[0]]
+    ms = [1e3 * statistics.median(seconds for seconds, _ in of_size) for of_size in zip(*rounds[1:])]
+    return {
+        "grows": name, "sizes": sizes, "ms": ms, "newton_steps": steps, "expected": EXPECTED[name],
+        "exponent": exponent(sizes, ms), "exponent_of_a_step": exponent(sizes, np.divide(ms, steps)),
+    }  # fmt: skip
 
 
 def as_table(rows: list[dict]) -> str:
@@ -90,24 +84,28 @@ def as_table(rows: list[dict]) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    with picture(path, len(rows), (13, 3.4), sharey=True) as (figure, panels):
-        for axes, row in zip(panels, rows):
-            axes.loglog(row["sizes"], row["ms"], marker="o", label=f"measured, exponent {row['exponent']:.2f}")
-            last = np.array(row["sizes"][len(row["sizes"]) // 2 :])
-            expected = row["ms"][-1] * (last / last[-1]) ** row["expected"]
-            axes.loglog(last, expected, "--", color="tab:gray", label=f"expected, {row['expected']}")
-            axes.set(xlabel=row["grows"])
-            axes.set_xticks(row["sizes"], row["sizes"])
-            axes.minorticks_off()
-            axes.tick_params(labelsize=8)
-            axes.legend(fontsize=8)
-        panels[0].set(ylabel="ms, solve and implicit gradient")
-        figure.suptitle(", ".join(f"{v} {k}" for k, v in MIDDLE.items()) + ", but for the one that grows", fontsize=10)
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(rows), figsize=(13, 3.4), layout="constrained", sharey=True)
+    for axes, row in zip(panels, rows):
+        axes.loglog(row["sizes"], row["ms"], marker="o", label=f"measured, exponent {row['exponent']:.2f}")
+        last = np.array(row["sizes"][len(row["sizes"]) // 2 :])
+        expected = row["ms"][-1] * (last / last[-1]) ** row["expected"]
+        axes.loglog(last, expected, "--", color="tab:gray", label=f"expected, {row['expected']}")
+        axes.set(xlabel=row["grows"])
+        axes.set_xticks(row["sizes"], row["sizes"])
+        axes.minorticks_off()
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    panels[0].set(ylabel="ms, solve and implicit gradient")
+    figure.suptitle(", ".join(f"{v} {k}" for k, v in MIDDLE.items()) + ", but for the one that grows", fontsize=10)
+    figure.savefig(path, dpi=110)
 
 
 def main(options: Options) -> None:
-    device = settled_device("cpu")
-    rows = [grown(name, options, device) for name in tqdm(SIZES, leave=False)]
+    keep_memory()
+    rows = [grown(name, options) for name in tqdm(SIZES, leave=False)]
     report(options.out, "heads", {"middle": MIDDLE, "rows": rows}, as_table(rows))
     if options.out:
         plot(rows, options.out / "heads.png")

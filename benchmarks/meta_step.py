@@ -12,18 +12,16 @@ from dataclasses import dataclass
 import torch
 from tqdm import trange
 
-from benchmarks import OnData, report, seconds_of, settled_device, start
+from benchmarks import OnData, report, seconds_of, start
 from common.episodes import EpisodeLoader
+from common.meters import keep_memory
 from convex_imaml import SETTINGS, Config, Model, adapt, meta_step
 
 
 @dataclass
 class Options(OnData):
-    dataset: str = "glyphs"
-    ways: int = 5
-    shots: int = 1
-    queries: int = 15
     tasks: int = 16
+    """of 5 ways, 1 shot and 15 queries"""
     width: int = 64
     device: str = "cpu"
     warmup: int = 10
@@ -32,13 +30,15 @@ class Options(OnData):
 
 
 def main(options: Options) -> None:
-    device = settled_device(options.device)
+    keep_memory()
+    device = torch.device(options.device)
     settings = SETTINGS.get(options.dataset, SETTINGS["other"])
     config = Config(**{**settings, "dataset": options.dataset, "width": options.width, "first_width": 0})
-    task = {name: getattr(options, name) for name in ("ways", "shots", "queries", "tasks")}
+    task = {"ways": 5, "shots": 1, "queries": 15, "tasks": options.tasks}
     loader = EpisodeLoader(options.train_file, **task, device=device)
     model = Model(loader.image_shape, config, device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)  # so that the heads to solve change from step to step
+
     plain, whole, solver = [], [], []  # seconds
     for _ in trange(options.warmup + options.repeats, leave=False):
         episode = loader.sample()
@@ -65,7 +65,7 @@ def main(options: Options) -> None:
         "solver_share": statistics.median(s / w for s, w in zip(solver, whole)),
     }  # fmt: skip
     line = (
-        f"{options.dataset} {options.ways}-way {options.shots}-shot, {options.tasks} tasks, Conv4-{options.width} "
+        f"{options.dataset} 5-way 1-shot, {options.tasks} tasks, Conv4-{options.width} "
         f"{config.block}, {result['precision']}, {len(episode.images)} images: plain {result['plain_ms']:.1f} ms, "
         f"meta-step {result['meta_step_ms']:.1f} ms, ratio {median:.3f} (quartiles {low:.3f} to {high:.3f}), "
         f"solver {result['solver_ms']:.1f} ms = {100 * result['solver_share']:.1f} % of the meta-step"

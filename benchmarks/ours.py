@@ -22,14 +22,8 @@ def meta_steps(algorithm: str, dataset: str, width: int, tasks: int, batches: in
     episode = problems.random_episode(dataset, tasks)
     if algorithm == "reptile":  # its tasks have a training image for each of the inner steps' batches
         episode.support, episode.y_support = episode.query, episode.y_query
-
-    def backward():
-        for batch in problems.in_batches(episode, batches):
-            script.meta_step(model, batch, config)
-        for p in model.parameters() if batches > 1 else ():
-            p.grad /= batches
-
-    return problems.adam_steps(model, episode, backward)
+    meta_step = problems.in_batches(script.meta_step, batches)
+    return problems.adam_steps(model, episode, lambda: meta_step(model, episode, config))
 
 
 def plain(

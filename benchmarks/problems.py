@@ -5,6 +5,7 @@ import ctypes
 import dataclasses
 import importlib
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -23,25 +24,19 @@ TOLERANCE = 1e-5  # of every head solver: norm of the gradient relative to its s
 Work = tuple[Callable[[], object], dict]
 
 
-class Textbook(nn.Module):
+def textbook(channels: int, width: int, size: int, ways: int) -> nn.Sequential:
     """Conv4 as tutorials and peers write it: a bias in the convolutions, batch norm, ReLU, then pooling."""
-
-    def __init__(self, channels: int, width: int, size: int, ways: int):
-        super().__init__()
-        blocks = (
-            nn.Sequential(
-                nn.Conv2d(c, width, 3, padding=1),
-                nn.BatchNorm2d(width, track_running_stats=False),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            )
-            for c in (channels, width, width, width)
+    blocks = (
+        nn.Sequential(
+            nn.Conv2d(c, width, 3, padding=1),
+            nn.BatchNorm2d(width, track_running_stats=False),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
         )
-        self.features = nn.Sequential(*blocks, nn.Flatten())
-        self.head = nn.Linear(size, ways)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        for c in (channels, width, width, width)
+    )
+    features = nn.Sequential(*blocks, nn.Flatten())
+    return nn.Sequential(OrderedDict(features=features, head=nn.Linear(size, ways)))
 
 
 def our_model(algorithm: str, dataset: str, width: int, **options) -> tuple[object, object, nn.Module]:
@@ -54,10 +49,10 @@ def our_model(algorithm: str, dataset: str, width: int, **options) -> tuple[obje
     return script, config, script.Model(SHAPES[dataset], config, torch.device("cpu"))
 
 
-def textbook_of(dataset: str, width: int) -> Textbook:
-    """A Textbook with the weights of `our_model`."""
+def textbook_of(dataset: str, width: int) -> nn.Sequential:
+    """A textbook network with the weights of `our_model`."""
     _, _, model = our_model("maml", dataset, width)
-    net = Textbook(SHAPES[dataset][0], width, model.backbone.size, 5)
+    net = textbook(SHAPES[dataset][0], width, model.backbone.size, 5)
     with torch.no_grad():
         for block, (convolution, norm, *_) in zip(model.backbone.blocks, net.features):
             convolution.weight.copy_(block.convolution.weight)
@@ -75,11 +70,17 @@ def random_episode(dataset: str, tasks: int) -> Episode:
     return Episode(images, places[:, :S], places[:, S:], labels, labels.repeat(1, 15), labels, places.flatten())
 
 
-def in_batches(episode: Episode, batches: int) -> list[Episode]:
-    """Its tasks in so many parts."""
+def in_batches(meta_step: Callable, batches: int) -> Callable:
+    """meta_step(model, episode, config) in so many parts of the tasks, as --batches has it."""
     fields = ("support", "query", "y_support", "y_query", "classes")
-    parts = zip(*(getattr(episode, field).chunk(batches) for field in fields))
-    return [dataclasses.replace(episode, **dict(zip(fields, part))) for part in parts]
+
+    def in_turn(model, episode, config):
+        for part in zip(*(getattr(episode, field).chunk(batches) for field in fields)):
+            meta_step(model, dataclasses.replace(episode, **dict(zip(fields, part))), config)
+        for p in model.parameters():
+            p.grad /= batches
+
+    return in_turn if batches > 1 else meta_step
 
 
 def adam_steps(net: nn.Module, episode: Episode, backward: Callable[[], None]) -> Work:

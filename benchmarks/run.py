@@ -4,12 +4,9 @@
     pip install -r benchmarks/requirements.txt
     python -m benchmarks.run                              and against the peers, into results/benchmarks/
 
-Every piece of work runs in a process of its own (worker.py). Those that are compared do it in rounds, one after the
-other, each round beginning with another; the first rounds are left out. A ratio is of two times of the same round; its
-median and quartiles over the rounds are shown. A peer's time counts only if its meta-gradient on the same weights and
-episode is ours, in float64, or if its heads get to the same gradient norm.
-
-A command that was stopped goes on, given again at the same commit, behind the last part of the table that was done.
+docs/speed.md says how it is measured. A peer's time counts only if its meta-gradient on the same weights and episode is
+ours, in float64, or if its heads get to the same gradient norm. A command that was stopped goes on, given again at the
+same commit, behind the last part of the table that was done.
 """
 
 import functools
@@ -24,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -49,25 +47,23 @@ OURS = {  # what each script's meta-step is told; the rest is its default
 }
 PEERS = {  # of each algorithm; each is also run with our allocator setting
     "convex_maml": {"learn2learn, ANIL": peers.learn2learn_anil},
-    "maml": {"learn2learn": peers.learn2learn, "higher": peers.higher, "TorchOpt": peers.torchopt},
-    "maml, first order": {"learn2learn": peers.learn2learn},
-    "imaml": {"TorchOpt": peers.torchopt_implicit},
-}
-NOT_RUN = {  # peers that can't be compared, and why
-    "imaml": {"hypertorch": "not run: its repository has to be cloned (the package index's hypertorch is another)"},
-    "cavia": {"CAVIA's repository": "not run: no package, and a task's images alone normalise its layers there"},
-    "EpisodeLoader": {
-        "easyfsl": "not run: release 1.5 hands torch's Sampler a data_source, which it takes no more",
-        "torchmeta": "not run: it asks for a torch below 1.10, and for what torchvision has no more",
+    "maml": {
+        "learn2learn": partial(peers.a_task_at_a_time, peers.learn2learn),
+        "higher": partial(peers.a_task_at_a_time, peers.higher),
+        "TorchOpt": partial(peers.a_task_at_a_time, peers.torchopt),
     },
+    "maml, first order": {"learn2learn": partial(peers.a_task_at_a_time, peers.learn2learn)},
+    "imaml": {"TorchOpt": partial(peers.a_task_at_a_time, peers.torchopt_implicit)},
 }
 
 
 @dataclass
 class Options:
     quick: bool = False
-    """without peers and other blocks; at most 6 rounds; meta-steps in float32 on Omniglot with 4 tasks alone"""
-    measures: tuple[str, ...] = ("backbone", "episodes", "head", "memory", "meta_step")
+    """without peers and variants; at most 6 rounds; meta-steps on Omniglot with 4 tasks alone"""
+    measures: tuple[Literal["backbone", "episodes", "head", "memory", "meta_step"], ...] = (
+        "backbone", "episodes", "head", "memory", "meta_step",
+    )  # fmt: skip
     tasks: tuple[int, ...] = (4, 16)
     """of the meta-steps"""
     variants: bool = True
@@ -80,16 +76,10 @@ class Options:
     """folder for table.md and table.json"""
 
     def __post_init__(self):
-        known = [*MEASURES, "meta_step"]
-        if self.turns < 2 or not set(self.measures) <= set(known):
-            raise UsageError(
-                f"--turns {self.turns}, --measures {' '.join(self.measures)}: expected 2 turns or more, and measures "
-                f"of {', '.join(known)}"
-            )
-        if self.quick and (self.tasks != Options.tasks or not self.variants):
-            raise UsageError("--quick measures 4 tasks without variants: leave --tasks and --no-variants out")
+        if self.turns < 2:
+            raise UsageError(f"--turns {self.turns}: expected 2 or more, as a ratio has quartiles")
         if self.quick:
-            self.turns, self.warmup = min(self.turns, 6), min(self.warmup, 3)
+            self.turns, self.tasks, self.variants = min(self.turns, 6), (4,), False
 
 
 @dataclass
@@ -154,14 +144,6 @@ def operations(algorithm: str, dataset: str, config: dict) -> float:
     return forwards.get(algorithm, plain) / plain
 
 
-def variants() -> list[dict]:
-    """Options of ours other than the float32 network that peers have too."""
-    wanted = [{"block": "pool-norm"}]
-    if meters.has_bfloat16():
-        wanted += [{"precision": "bfloat16"}, {"block": "pool-norm", "precision": "bfloat16"}]
-    return wanted
-
-
 @functools.cache
 def fastest_plain(dataset: str, tasks: int, block: str, precision: str) -> partial:
     """One forward and backward of the same images, at the best of layouts and batches, all at once too."""
@@ -169,7 +151,7 @@ def fastest_plain(dataset: str, tasks: int, block: str, precision: str) -> parti
     base = partial(ours.plain, dataset, WIDTHS[dataset], tasks, block, precision)
     pieces = {(chunk, layout): partial(base, chunk=chunk, channels_last=layout) for chunk, layout in how}
     workers = side_by_side(pieces, turns=7, warmup=2)
-    return pieces[min(workers, key=lambda name: statistics.median(workers[name].seconds or [math.inf]))]
+    return pieces[min((how for how in workers if not workers[how].error), key=lambda how: workers[how].amount)]
 
 
 def meta_step_pieces(algorithm: str, network: dict, batches: int, variant: dict, quick: bool) -> dict[str, partial]:
@@ -188,54 +170,48 @@ def meta_step_pieces(algorithm: str, network: dict, batches: int, variant: dict,
     return pieces
 
 
-def meta_steps(dataset: str, tasks: int, algorithms: list[str], variant: dict, rounds: dict, quick: bool) -> list[Row]:
-    """Rows of these algorithms' meta-steps, against the plain step of the same kind, the operation count and each of
-    their other pieces."""
+def meta_steps(dataset: str, tasks: int, algorithm: str, variant: dict, quick: bool, **rounds: int) -> Iterator[Row]:
+    """An algorithm's meta-step against the plain step of the same kind, the operation count and its other pieces."""
     network = {"dataset": dataset, "width": WIDTHS[dataset], "tasks": tasks}
     # More tasks' weights and large images at a time don't fit into 24 GiB beside the peers.
-    batches = -(-tasks // 4) if dataset == "miniimagenet" and algorithms[0].startswith(("maml", "imaml")) else 1
+    batches = -(-tasks // 4) if dataset == "miniimagenet" and algorithm.startswith(("maml", "imaml")) else 1
     plain = fastest_plain(dataset, tasks, variant.get("block", "norm-pool"), variant.get("precision", "float32"))
-    pieces = {("", "plain"): plain}
-    for algorithm in algorithms:
-        of_algorithm = meta_step_pieces(algorithm, network, batches, variant, quick)
-        pieces |= {(algorithm, name): piece for name, piece in of_algorithm.items()}
-    workers = side_by_side(pieces, **rounds)
+    pieces = meta_step_pieces(algorithm, network, batches, variant, quick)
+    workers = side_by_side({"plain": plain, **pieces}, **rounds)
+    us = workers.pop("ours")
+    shared = f" (--batches {batches})" if batches > 1 else ""
+    setting = ", ".join([f"{dataset} Conv4-{WIDTHS[dataset]}", f"{tasks} tasks{shared}", *variant.values()])
     layout = "channels_last" if plain.keywords["channels_last"] else "contiguous"
     at_a_time = min(plain.keywords["chunk"], 80 * tasks)
     best = f"one forward and backward of 80 images a task, {layout}, {at_a_time} at a time"
-    shared = f" (--batches {batches})" if batches > 1 else ""
-    setting = ", ".join([f"{dataset} Conv4-{WIDTHS[dataset]}", f"{tasks} tasks{shared}", *variant.values()])
-    rows = []
-    for algorithm in algorithms:
-        us = workers[algorithm, "ours"]
-        row = compared("meta_step", algorithm, setting, us, "plain", workers["", "plain"], best)
-        rows.append(row)
-        share = operations(algorithm, dataset, OURS[algorithm])
-        if share != 1 and not variant and row.theirs:
-            scaled = {key: share * getattr(row, key) for key in ("theirs", "ratio", "ratio_low", "ratio_high")}
-            note = f"the plain step's speed times {share:.2f}"
-            rows.append(replace(row, against="operation count", note=note, **scaled))
-        for name, worker in [(name, w) for (of, name), w in workers.items() if of == algorithm and w is not us]:
-            row = compared("meta_step", algorithm, setting, us, name, worker)
-            if not worker.error and not variant:
-                row = with_gradients(row, us.info["gradient"], worker.info["gradient"])
-            rows.append(row)
-        for name, reason in {} if quick or variant else NOT_RUN.get(algorithm, {}).items():
-            rows.append(replace(row, against=name).uncounted(reason))
-    return rows
+    row = compared("meta_step", algorithm, setting, us, "plain", workers.pop("plain"), best)
+    yield row
+    share = operations(algorithm, dataset, OURS[algorithm])
+    if share != 1 and not variant and row.theirs:
+        scaled = {key: share * getattr(row, key) for key in ("theirs", "ratio", "ratio_low", "ratio_high")}
+        yield replace(row, against="operation count", note=f"the plain step's speed times {share:.2f}", **scaled)
+    for name, worker in workers.items():
+        row = compared("meta_step", algorithm, setting, us, name, worker)
+        same_work = not worker.error and not variant
+        yield with_gradients(row, us.info["gradient"], worker.info["gradient"]) if same_work else row
 
 
-def meta_step_parts(options: Options) -> Iterator[tuple]:
-    """Arguments of meta_steps, a part of the table each."""
-    many = {"turns": options.turns, "warmup": options.warmup}
-    if options.quick:  # one start of each process, all in turns
-        yield "omniglot", 4, [name for name in OURS if name != "maml, first order"], {}, many, True
-        return
-    few = {"turns": min(options.turns, 4), "warmup": 2}
-    for tasks, dataset, name in itertools.product(options.tasks, WIDTHS, OURS):
-        yield dataset, tasks, [name], {}, many if tasks == 4 else few, False
-    for variant, dataset, name in itertools.product(variants() if options.variants else [], WIDTHS, OURS):
-        yield dataset, 4, [name], variant, few, False
+def meta_step_parts(options: Options) -> dict[str, partial]:
+    """What measures the rows of meta-steps, by the names of the table's parts."""
+    settings = [(tasks, {}) for tasks in options.tasks]
+    if options.variants:
+        settings.append((4, {"block": "pool-norm"}))
+        if meters.has_bfloat16():
+            settings += [(4, {"precision": "bfloat16"}), (4, {"block": "pool-norm", "precision": "bfloat16"})]
+    made = {}
+    datasets = ("omniglot",) if options.quick else WIDTHS
+    for (tasks, variant), dataset, algorithm in itertools.product(settings, datasets, OURS):
+        rounds = {"turns": options.turns, "warmup": options.warmup}
+        if tasks != 4 or variant:
+            rounds = {"turns": min(options.turns, 4), "warmup": 2}
+        name = " ".join(("meta_step", dataset, f"{tasks} tasks", algorithm, *variant.values()))
+        made[name] = partial(meta_steps, dataset, tasks, algorithm, variant, options.quick, **rounds)
+    return made
 
 
 def backbones(options: Options) -> Iterator[Row]:
@@ -257,24 +233,26 @@ def heads(options: Options) -> Iterator[Row]:
     sizes, counts = (HEADS[:2], (16,)) if options.quick else (HEADS, (16, 256))
     for (ways, shots, features), tasks in itertools.product(sizes, counts):
         problem = {"ways": ways, "shots": shots, "features": features}
-        some = {"torch LBFGS": 16}  # tasks that a library goes through one after the other
-        pieces = {"ours": partial(ours.heads, tasks, **problem)}
-        pieces["torch LBFGS"] = partial(peers.lbfgs_heads, 16, **problem)
-        for solver in () if options.quick else ("lbfgs", "newton-cholesky"):
-            name = f"scikit-learn, {solver}"
-            some[name] = 1 if solver == "newton-cholesky" and ways * features > 2000 else 16  # seconds a task
-            pieces[name] = partial(peers.sklearn_heads, solver, some[name], **problem)
+        few = 1 if ways * features > 2000 else 16  # newton-cholesky takes seconds a task
+        pieces = {
+            "ours": partial(ours.heads, tasks, **problem),
+            "torch LBFGS": partial(peers.lbfgs_heads, 16, **problem),
+            "scikit-learn, lbfgs": partial(peers.sklearn_heads, "lbfgs", 16, **problem),
+            "scikit-learn, newton-cholesky": partial(peers.sklearn_heads, "newton-cholesky", few, **problem),
+        }
+        if options.quick:
+            pieces = {name: pieces[name] for name in ("ours", "torch LBFGS")}
         workers = side_by_side(pieces, min(options.turns, 6), warmup=1, least=0.2)
         us = workers.pop("ours")
         setting = f"{tasks} tasks, {ways} ways, {shots} shots, {features} features"
         for name, worker in workers.items():
-            times = tasks // some[name]
-            worker.seconds = [times * seconds for seconds in worker.seconds]
+            some = few if name.endswith("cholesky") else 16  # tasks, which a library goes through one after the other
+            worker.seconds = [tasks // some * seconds for seconds in worker.seconds]
             row = compared("head", "newton_head", setting, us, name, worker)
             if not worker.error:
                 reached = us.info["reached"], worker.info["reached"]
                 note = "relative gradient norms {:.1e}, {:.1e}".format(*reached)
-                note += f"; {times} times the time of {some[name]}" if times > 1 else ""
+                note += f"; {tasks // some} times the time of {some}" if tasks > some else ""
                 row = replace(row, note=note) if max(reached) < 1.2e-5 else row.uncounted(f"not as far: {note}")
             yield row
 
@@ -302,19 +280,14 @@ def episodes(options: Options) -> Iterator[Row]:
     us = workers.pop("ours")
     setting = "glyphs, 5 ways, 1 shot, 15 queries, 16 at a time"
     for name, worker in workers.items():
-        row = compared("episodes", "EpisodeLoader", setting, us, name, worker)
-        yield row
-    for name, reason in {} if options.quick else NOT_RUN["EpisodeLoader"].items():
-        yield replace(row, against=name).uncounted(reason)
-    for key, unit, setting in (
-        ("start_ms", "ms", "glyphs, from the .h5 to the first 16 episodes"),
-        ("mib", "MiB", "glyphs, host memory taken until the first 16 episodes"),
-    ):
+        yield compared("episodes", "EpisodeLoader", setting, us, name, worker)
+    until = {"start_ms": ("ms", "from the .h5 to the first 16 episodes")}
+    until["mib"] = ("MiB", "host memory taken until the first 16 episodes")
+    for key, (unit, what) in until.items():
         for name in ("plain indexing", "torch DataLoader"):  # the others import their library in between
-            if not workers[name].error:
-                mine, theirs = us.info[key], workers[name].info[key]
-                note = "one process each"
-                yield Row("episodes", "EpisodeLoader", setting, name, unit, mine, theirs, theirs / mine, note=note)
+            mine, theirs = us.info[key], workers[name].info[key]
+            row = Row("episodes", "EpisodeLoader", f"glyphs, {what}", name, unit, mine, theirs, theirs / mine)
+            yield replace(row, note="one process each")
 
 
 def memories(options: Options) -> Iterator[Row]:
@@ -322,8 +295,7 @@ def memories(options: Options) -> Iterator[Row]:
     glyphs()
     most = 20 if options.quick else 50
     algorithms = ("maml", "convex_imaml") if options.quick else memory.SCRIPTS
-    wanted = memory.Options(dataset="glyphs", algorithms=algorithms, inner_steps=(1, most))
-    cells = memory.measure_all(wanted)
+    cells = memory.measure_all(memory.Options(dataset="glyphs", algorithms=algorithms, sizes=(1, most)))
     setting, against = f"glyphs, 4 tasks, {most} inner steps", "itself, 1 inner step"
     note = "1 is a peak that doesn't grow with the inner steps"
     for one, many in zip(cells[::2], cells[1::2]):
@@ -338,12 +310,7 @@ def parts(options: Options) -> dict[str, Callable[[], Iterable[Row]]]:
     """What the table is made of, in order: a name, and what measures its rows."""
     made = {}
     for measure in options.measures:
-        if measure == "meta_step":
-            for dataset, tasks, algorithms, variant, *how in meta_step_parts(options):
-                name = " ".join((measure, dataset, f"{tasks} tasks", *algorithms, *variant.values()))
-                made[name] = partial(meta_steps, dataset, tasks, algorithms, variant, *how)
-        else:
-            made[measure] = partial(MEASURES[measure], options)
+        made |= meta_step_parts(options) if measure == "meta_step" else {measure: partial(MEASURES[measure], options)}
     return made
 
 

@@ -3,86 +3,66 @@
 So what is compared shares the machine's moments, and no process has another's allocator settings.
 """
 
-import multiprocessing
 import os
 import re
 import statistics
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 
+from benchmarks import own_process
 from benchmarks.problems import Work
 from common import meters
 
-LIMIT = 60  # seconds that a turn may take
+step = None  # of the piece of work that this process has
 
 
-def serve(connection: Connection, piece: Callable[[], Work], least: float) -> None:
-    """Send what is known of the work, or an exception's text; then, at each message, the seconds that the work takes:
-    once, or as often as fits into `least` seconds, whose average is sent, after once that isn't counted."""
+def begin(piece: Callable[[], Work]) -> dict:
+    """Make this process's work; what is known of it."""
+    global step
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # libraries' messages and warnings
     os.dup2(nowhere, 2)
-    try:
-        before, start = meters.resident_mib(), time.perf_counter()
-        step, info = piece()
-        if "episodes" in info:
-            step()
-            info["start_ms"] = 1e3 * (time.perf_counter() - start)
-            info["mib"] = meters.resident_mib() - before
-        connection.send(info)
-        while True:
-            connection.recv()
-            if least:
-                step()
-            start, count = time.perf_counter(), 0
-            while not count or time.perf_counter() - start < least:
-                step()
-                count += 1
-            connection.send((time.perf_counter() - start) / count)
-    except (EOFError, ConnectionError):
-        pass  # no more turns
-    except Exception as error:
-        connection.send(f"{type(error).__name__}: {error}")
+    before, start = meters.resident_mib(), time.perf_counter()
+    step, info = piece()
+    if "episodes" in info:
+        step()
+        info["start_ms"] = 1e3 * (time.perf_counter() - start)
+        info["mib"] = meters.resident_mib() - before
+    return info
+
+
+def seconds_of_step(least: float) -> float:
+    """Of one step of the work, or the mean of as many as fit into `least` seconds, after one that isn't counted."""
+    if least:
+        step()
+    start, count = time.perf_counter(), 0
+    while not count or time.perf_counter() - start < least:
+        step()
+        count += 1
+    return (time.perf_counter() - start) / count
 
 
 class Worker:
     """A process of a piece of work: what is known of it, and the seconds of its turns, or the `error` that ended it."""
 
     def __init__(self, piece: Callable[[], Work], least: float = 0.0):
-        self.info, self.seconds, self.error = {}, [], None
-        spawn = multiprocessing.get_context("spawn")  # a new Python, with nothing of this one's
-        self.connection, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(theirs, piece, least))
-        self.process.start()
-        theirs.close()
-        self.info = self._answer(10 * LIMIT) or {}
+        self.process, self.least = own_process(), least
+        self.seconds, self.error = [], None
+        self.info = self._answer(begin, piece) or {}
 
-    def _answer(self, limit: float) -> dict | float | None:
+    def _answer(self, function: Callable, given: object) -> dict | float | None:
         try:
-            answer = self.connection.recv() if self.connection.poll(limit) else f"no answer in {limit:.0f} s"
-        except (EOFError, ConnectionError):
-            self.process.join()
-            answer = f"ended with status {self.process.exitcode}, perhaps for want of memory"
-        if not isinstance(answer, str):
-            return answer
-        self.error = re.sub(r" \(/[^)]*\)", "", answer.splitlines()[-1])[:160]  # without a library's path here
-        return None
+            return self.process.submit(function, given).result()
+        except Exception as error:  # of a library, or that the process was killed
+            text = f"{type(error).__name__}: {error}".splitlines()[-1]
+            self.error = re.sub(r" \(/[^)]*\)", "", text)[:160]  # without a library's path here
+            self.process.shutdown()  # its memory is for the others
+            return None
 
     def turn(self) -> None:
         if self.error is None:
             time.sleep(0.02)  # the threads of the turn before wait for more work for some milliseconds, at full speed
-            try:
-                self.connection.send("turn")
-            except ConnectionError:
-                pass  # and so there is no answer
-            self.seconds.append(self._answer(LIMIT))
-
-    def close(self) -> None:
-        self.connection.close()  # at which it ends, and its own processes with it
-        self.process.join(5)
-        self.process.kill()
-        self.process.join()
+            self.seconds.append(self._answer(seconds_of_step, self.least))
 
     @property
     def unit(self) -> str:
@@ -109,7 +89,7 @@ def side_by_side(pieces: dict, turns: int, warmup: int, least: float = 0.0) -> d
             order = order[1:] + order[:1]
     finally:
         for worker in workers.values():
-            worker.close()
+            worker.process.shutdown()
     for worker in workers.values():
         worker.seconds = [] if worker.error else worker.seconds[warmup:]
     return workers
