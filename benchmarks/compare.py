@@ -68,16 +68,14 @@ def as_table(runs: list[dict], options: Options) -> str:
         mine = {run["seed"]: run for run in of_script if run["variant"] == variant}
         if not mine:
             continue
-        row = [variant if len(options.scripts) == 1 else f"{script} {variant}"]
-        row += [accuracy(mine.get(seed)) for seed in seeds]
-        row.append(f"{statistics.mean(run['val_accuracy'] for run in mine.values()):.4f}")
-        less = [mine[seed]["val_accuracy"] - first[seed] for seed in mine]
-        is_first = variant == options.variants[0]
-        row.append("" if is_first else f"{statistics.mean(less):+.4f} ({', '.join(f'{d:+.4f}' for d in less)})")
-        row.append(f"{statistics.mean(run['test_accuracy'] for run in mine.values()):.4f}")
-        row.append(f"{statistics.median(run['steps'] for run in mine.values()):,.0f}")
-        row.append(f"{statistics.median(run['step_ms'] for run in mine.values()):.0f}")
-        rows.append(row)
+        val, test = (statistics.mean(run[f"{split}_accuracy"] for run in mine.values()) for split in ("val", "test"))
+        steps, ms = (statistics.median(run[key] for run in mine.values()) for key in ("steps", "step_ms"))
+        less = [mine[seed]["val_accuracy"] - first[seed] for seed in mine if seed in first]
+        against = f"{statistics.mean(less):+.4f} ({', '.join(f'{d:+.4f}' for d in less)})"
+        against = "" if variant == options.variants[0] else against
+        name = variant if len(options.scripts) == 1 else f"{script} {variant}"
+        shown = [accuracy(mine.get(seed)) for seed in seeds]
+        rows.append([name, *shown, f"{val:.4f}", against, f"{test:.4f}", f"{steps:,.0f}", f"{ms:.0f}"])
     heads = ["setting", *(f"seed {seed}" for seed in seeds), "mean", "minus the first (each seed)", "test, mean"]
     about = "inductive; 95 % CI of a run's validation episodes; the test decides nothing"
     what = ", ".join([*options.scripts, *options.options])

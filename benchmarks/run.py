@@ -285,9 +285,10 @@ def episodes(options: Options) -> Iterator[Row]:
     until["mib"] = ("MiB", "host memory taken until the first 16 episodes")
     for key, (unit, what) in until.items():
         for name in ("plain indexing", "torch DataLoader"):  # the others import their library in between
-            mine, theirs = us.info[key], workers[name].info[key]
-            row = Row("episodes", "EpisodeLoader", f"glyphs, {what}", name, unit, mine, theirs, theirs / mine)
-            yield replace(row, note="one process each")
+            if not workers[name].error:
+                mine, theirs = us.info[key], workers[name].info[key]
+                row = Row("episodes", "EpisodeLoader", f"glyphs, {what}", name, unit, mine, theirs, theirs / mine)
+                yield replace(row, note="one process each")
 
 
 def memories(options: Options) -> Iterator[Row]:
