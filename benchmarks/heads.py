@@ -20,6 +20,7 @@ from benchmarks import markdown, report, seconds_of, start
 from benchmarks.problems import STRENGTH, head_problem
 from common.meters import keep_memory
 from common.newton import newton_head
+from common.shards import UsageError
 
 MIDDLE = {"tasks": 16, "ways": 5, "shots": 10, "features": 512}
 SIZES = {
@@ -39,6 +40,10 @@ class Options:
     """largest size of any kind, 64 or more"""
     out: Path | None = None
     """folder for heads.json, .md and .png"""
+
+    def __post_init__(self):
+        if self.most < 64 or self.repeats < 1:
+            raise UsageError(f"--most {self.most}, --repeats {self.repeats}: expected 64 or more, and 1 or more")
 
 
 def measure(setting: dict[str, int]) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from benchmarks import SCRIPTS, OnData, in_own_process, markdown, report, start
 from common import meters
 from common.episodes import EpisodeLoader
+from common.shards import UsageError
 
 # glibc otherwise raises the size from which a block is returned when freed, and what it keeps differs by chance
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -40,6 +41,8 @@ class Options(OnData):
     device: str = "cpu"
 
     def __post_init__(self):
+        if self.meta_steps < 2:
+            raise UsageError(f"--meta-steps {self.meta_steps}: expected 2 or more, as the first isn't timed")
         self.sizes = self.sizes or ((1, 5, 10, 20, 50) if self.over == "inner_steps" else (1, 4, 16, 64))
 
     @property

@@ -78,6 +78,8 @@ class Options:
     def __post_init__(self):
         if self.turns < 2:
             raise UsageError(f"--turns {self.turns}: expected 2 or more, as a ratio has quartiles")
+        if self.quick and (self.tasks != Options.tasks or not self.variants):
+            raise UsageError("--quick measures 4 tasks without variants: leave --tasks and --no-variants out")
         if self.quick:
             self.turns, self.tasks, self.variants = min(self.turns, 6), (4,), False
 
