@@ -9,8 +9,8 @@ steps, which are differentiated through too.
 
     python convex_maml.py --dataset omniglot --shots 1
 
-reaches 0.9898 ± 0.0016 (inductive, 95 % CI); that run, of 20 minutes on two cores of an AMD EPYC with AVX-512 and
-bfloat16, had 41,761 steps.
+A run with half the width and 5-way training tasks reached 0.9898 ± 0.0016 (inductive, 95 % CI) with 41,761 steps, in 20
+minutes on two cores of an AMD EPYC with AVX-512 and bfloat16.
 """
 
 import math
@@ -69,8 +69,9 @@ SETTINGS = {
         rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True,
     ),
     "omniglot": dict(
-        steps=42_000, tasks=32, train_queries=7, pool_classes=20, pool_images=8, keep_border=True,
-        rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True, views=8, eval_every=1000,
+        steps=27_000, tasks=4, train_ways=20, train_queries=7, pool_classes=20, pool_images=8, keep_border=True,
+        rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True, width=128, first_width=32, views=16,
+        eval_every=2000,
     ),
     "miniimagenet": dict(
         steps=21_500, tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True, views=2,
