@@ -52,7 +52,7 @@ class Config(Options):
     logit_scale: float = option(1.0, above=0)
     """The scale of the query's logits, so that the rate needn't set their size; meta-learned from there."""
     views: int = option(1, least=1, at_test=True)
-    """In validation and test, an image's features are the mean over so many views: itself, and its augmentations."""
+    """The number of views of a test image whose features are averaged: itself, and its augmentations."""
     learn_start: bool = False
     """W0, the head that adaptation starts from, is meta-learned; otherwise it is zero, which names no class."""
 

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 import tyro
 from tqdm import tqdm
 
 from common import lock, meters
+from common.folder import DiskError
 from common.options import Options, check, flag
 from common.shards import ROOT, UsageError
 
@@ -31,12 +33,13 @@ def command(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # who read what is printed, as `head` does, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch's own for want of memory is one
+    except (DiskError, MemoryError, RuntimeError) as error:
+        lacks = isinstance(error, DiskError | MemoryError | torch.cuda.OutOfMemoryError)
+        if not lacks and "can't allocate memory" not in str(error):  # as torch says on a CPU
             raise
         _close_bars()
         said = " ".join(str(error).split()) or "no memory left"
-        print(f"error: {said}; a run's last checkpoint is whole, and --resume goes on from it", file=sys.stderr)
+        print(f"error: {said}; a run that had a checkpoint goes on from it with --resume", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit("interrupted; --resume goes on from a run's last checkpoint")
@@ -92,10 +95,9 @@ def parse(config_type: type, settings: dict[str, dict]):
 def _value_of(argv: list[str], name: str) -> str | None:
     """The value of --name on a command line, read before the defaults of everything else are known."""
     for word, following in zip(argv, [*argv[1:], None]):
-        if word == f"--{name}":
-            return following
-        if word.startswith(f"--{name}="):
-            return word.partition("=")[2]
+        option, given, value = word.partition("=")
+        if option == f"--{name}":
+            return value if given else following
     return None
 
 
@@ -140,7 +142,7 @@ def _saved_config(config_type: type, folder: Path, at_test: bool):
 
 def _print(config: Options, settings: dict[str, dict], argv: list[str], origin: str | None) -> None:
     """A line an option: its value, and where that comes from."""
-    given = {word.split("=")[0].replace("--no-", "--", 1) for word in argv if word.startswith("--")}
+    given = {word.split("=")[0].replace("_", "-").replace("--no-", "--", 1) for word in argv if word.startswith("--")}
     of_set = settings.get(config.dataset, settings.get("other", {}))
     for field in dataclasses.fields(config):
         if field.name == "print_config":

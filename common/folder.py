@@ -17,8 +17,12 @@ from common.options import Options
 from common.shards import ROOT, UsageError
 
 
-def create(config: Options, script: Path, processes: int, device: torch.device) -> Path:
-    """The folder of a run that starts, or of a test, with config.json in it, and for a run script.py.
+class DiskError(OSError):
+    """A file of a run folder can't be written."""
+
+
+def create(config: Options, script: Path) -> Path:
+    """The folder of a run that starts, or of a test, made and locked.
 
     Raises UsageError where --out can't be made or holds a run.
     """
@@ -28,10 +32,21 @@ def create(config: Options, script: Path, processes: int, device: torch.device) 
     lock.hold(folder)
     if (folder / "config.json").exists():
         raise UsageError(f"--out {folder} holds a run already; go on with --resume {folder}, or name another folder")
-    write_whole(folder / "config.json", json.dumps(description(config, script, processes, device), indent=1))
-    if not c.evaluate:
-        write_whole(folder / "script.py", script.read_bytes())
     return folder
+
+
+def write_new(folder: Path, files: dict[str, str | bytes]) -> None:
+    """What a run begins with: all of these files, or none, so that half of them aren't taken for a run."""
+    try:
+        for name, content in files.items():
+            write_whole(folder / name, content)
+    except DiskError:
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
+        lock.release()
+        with contextlib.suppress(OSError):  # something else is in it
+            folder.rmdir()
+        raise
 
 
 def description(config: Options, script: Path, processes: int, device: torch.device) -> dict:
@@ -63,7 +78,11 @@ def load(
         trained_by = about["options"].get("algorithm")
         checkpoint = torch.load(source / "checkpoint.pt", map_location=device, weights_only=True)
         weights = checkpoint["model"] if resumed else checkpoint["best_state"]
-        its_log = log.read(source / "log.csv", checkpoint["step"])
+        its_log = log.Log()
+        try:
+            its_log = log.read(source / "log.csv", checkpoint["step"])
+        except ValueError as error:
+            print(f"note: {source}/log.csv is damaged ({error}); its rows are lost", file=sys.stderr)
     except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         reason = f"{type(error).__name__}: {str(error)[:80]}"
         raise UsageError(f"{source} is no whole run folder ({reason}); start the run again") from None
@@ -82,6 +101,12 @@ def load(
         wrong = min(k for k in shapes | others if shapes.get(k) != others.get(k))
         if trained_by != script.stem:
             raise UsageError(f"{source}: a run of {trained_by}.py, whose {wrong} differs")
+        if shapes.keys() != others.keys():
+            wrong = min(shapes.keys() ^ others.keys())
+            raise UsageError(
+                f"{source}: a run of another version of {script.name}, one of which has no {wrong}; use the version "
+                "that its config.json names"
+            )
         raise UsageError(
             f"{source}: its {wrong} has another shape; expected images of as many channels and pixels, and as many "
             "--ways, as it was trained on"
@@ -97,14 +122,14 @@ def load(
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write beside the file and rename, so that it is never half there. An OSError names it, and leaves no other."""
+    """Write beside the file and rename, so that it is never half there. Raises DiskError, and leaves no other file."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise DiskError(error.errno, error.strerror, str(path)) from error
 
 
 def _new_folder(wanted: Path | None, default: Path) -> Path:

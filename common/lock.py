@@ -20,7 +20,7 @@ def hold(folder: Path) -> None:
     file = _open(path)
     if file is None:
         holder = path.read_text().strip() or "another process"
-        raise UsageError(f"{folder} is being written by {holder}; wait until it is done, or give another --out")
+        raise UsageError(f"{folder} is being written by {holder}; wait until it is done, or start another run")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()} since {datetime.datetime.now():%Y-%m-%d %H:%M}\n")
     file.flush()
@@ -50,7 +50,10 @@ def _open(path: Path) -> IO[str] | None:
     import fcntl
 
     while True:
-        file = open(path, "a")
+        try:
+            file = open(path, "a")
+        except OSError as error:
+            raise UsageError(f"{path.parent}: {error.strerror}, expected a folder that can be written to") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -34,7 +34,10 @@ class Log:
         for key in {key: None for batch in batches for key in batch}:  # in their order
             if key in COLUMNS:
                 raise UsageError(f"meta_step returns {key!r}, which is a column of log.csv already; name it otherwise")
-            values = torch.stack([torch.as_tensor(batch[key]).detach() for batch in batches if key in batch])
+            try:
+                values = torch.stack([torch.as_tensor(batch[key]).detach() for batch in batches if key in batch])
+            except (TypeError, ValueError, RuntimeError):
+                raise UsageError(f"meta_step returns {key!r}, which is no number, or no tensor of one shape") from None
             step[key] = values.flatten() if values.dim() > 1 else values.float().mean()
         self.pending.append(step)
 
@@ -75,15 +78,15 @@ class Log:
 def read(path: Path, last_step: int) -> Log:
     """A log.csv, without what a process that was killed may have left: rows that aren't whole, or that came after the
     checkpoint, at `last_step`, and will be written again. Raises OSError or ValueError for what is no log."""
-    header, *lines = path.read_text().split("\n")
-    columns = header.split(",")
+    whole, _, _ = path.read_text().rpartition("\n")  # what follows the last line's end was cut off, or is nothing
+    columns, *lines = csv.reader(io.StringIO(whole)) if whole else [[]]
     if columns[: len(COLUMNS)] != list(COLUMNS):
-        raise ValueError(f"log.csv begins with {header[:40]!r}, expected {','.join(COLUMNS)[:40]!r}")
-    rows = []
-    for line in lines[:-1]:  # what follows the last line's end was cut off, or is nothing
-        cells = line.split(",")
+        raise ValueError(f"its columns are {columns[:3]}..., expected {list(COLUMNS[:3])}...")
+    rows, step = [], 0
+    for cells in lines:
         if len(cells) == len(columns) and cells[0].isdigit() and all(map(_is_number, filter(None, cells))):
-            if int(cells[0]) <= last_step:
+            if step < int(cells[0]) <= last_step:  # no row twice, and none after the checkpoint
+                step = int(cells[0])
                 rows.append({k: v for k, v in zip(columns, cells) if v})
     return Log(rows)
 
@@ -93,13 +96,14 @@ def _of_all_ranks(steps: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     everyones = ranks.gathered([{key: value.cpu() for key, value in step.items()} for step in steps])
     if len(everyones) == 1:
         return everyones[0]
-    return [
-        {
-            key: torch.cat([step[key] for step in same]) if value.dim() else torch.stack([s[key] for s in same]).mean(0)
-            for key, value in same[0].items()
-        }
-        for same in zip(*everyones)
-    ]
+    together = []
+    for same in zip(*everyones):  # a step, as each process has it
+        step = {}
+        for key in {key: None for own in same for key in own}:
+            values = [own[key] for own in same if key in own]
+            step[key] = torch.cat(values) if values[0].dim() else torch.stack(values).mean(0)
+        together.append(step)
+    return together
 
 
 def _is_number(cell: str) -> bool:

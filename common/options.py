@@ -49,17 +49,17 @@ class Options:
     tasks: int = option(16, least=1)
     """The number of tasks in a meta-step, over all processes."""
     batches: int = option(0, least=0)
-    """The tasks of a meta-step are drawn and normalised in so many batches; 0 means one batch for each process."""
+    """The number of batches in which the tasks of a meta-step are drawn and normalised; 0: one for each process."""
     steps: int | None = option(None, least=1)
-    """Training takes so many meta-steps. With --minutes too, it ends at whichever is reached first."""
+    """The number of meta-steps in training. --minutes alone replaces it; with both, the first reached counts."""
     minutes: float | None = option(None, above=0)
-    """Training ends after so many minutes, evaluation left out; the number of steps then depends on the machine."""
+    """The minutes of training, evaluation left out. The number of steps then depends on the machine."""
     seed: int = option(0, least=0, most=2**63 - 1)
     """The seed of weights and training tasks. Validation and test tasks are the same for every seed."""
     device: str = option("auto", at_test=True, at_resume=True)
     """The device: auto takes the first there is of cuda, mps and cpu; or any device that torch knows."""
     image_size: int = option(0, least=0, at_test=True)
-    """All images, the test's too, are resized to so many pixels a side; 0 leaves them as they are in the data set."""
+    """The pixels a side that all images, the test's too, are resized to; 0 leaves them as they are in the data set."""
     half_size: float = option(0.0, least=0, most=1)
     """For this share of training, its first, images have half their side, which costs a quarter. Tests never do."""
     width: int = option(64, least=1)
@@ -71,15 +71,15 @@ class Options:
     keep_border: bool = False
     """Pooling rounds odd sizes up instead of down, so that 28x28 images end as 2x2 features instead of 1x1."""
     pool_classes: int = option(0, least=0)
-    """The tasks of a training batch share a pool of images of so many classes; 0: every task draws its own."""
+    """The number of classes whose images all tasks of a training batch share (a pool); 0: every task draws its own."""
     pool_images: int = option(20, least=1)
-    """That pool has so many images of each class."""
+    """The number of images of each class in that pool."""
     train_ways: int = option(0, least=0)
-    """Training tasks have so many classes; 0 means as many as --ways."""
+    """The number of classes in a training task; 0 means as many as --ways."""
     train_shots: int = option(0, least=0)
-    """Training tasks have so many support images a class; 0 means as many as --shots."""
+    """The number of support images a class in a training task; 0 means as many as --shots."""
     train_queries: int = option(0, least=0)
-    """Training tasks have so many query images a class; 0 means as many as --queries."""
+    """The number of query images a class in a training task; 0 means as many as --queries."""
     outer: Literal["adam", "sgd"] = "adam"
     """The optimiser of the meta-parameters: AdamW, or plain stochastic gradient descent."""
     learning_rate: float = option(3e-3, least=0)
@@ -91,7 +91,7 @@ class Options:
     flip: bool = option(False, at_test=True)
     """Training images are mirrored left and right, half of the time."""
     rotate: float = option(0.0, least=0, at_test=True)
-    """Training images are turned by up to so many degrees either way."""
+    """Training images are turned by up to this many degrees either way."""
     zoom: float = option(0.0, least=0, at_test=True)
     """Training images are scaled by a factor of up to 1 + zoom either way."""
     shift: float = option(0.0, least=0, at_test=True)
@@ -99,7 +99,7 @@ class Options:
     flip_class: bool = False
     """All images of a training class are mirrored alike, in half of the classes, which makes new classes of them."""
     rotate_class: float = option(0.0, least=0)
-    """All images of a training class are turned alike, by up to so many degrees: new classes too."""
+    """All images of a training class are turned alike, by up to this many degrees: new classes too."""
     jitter: float = option(0.0, least=0, at_test=True)
     """Brightness, contrast and saturation of training images change by up to this share either way."""
     eval_every: int = option(500, least=1)
@@ -109,7 +109,7 @@ class Options:
     test_episodes: int = option(1000, least=2, at_test=True, at_resume=True)
     """The number of episodes in the test."""
     out: Path | None = option(None, at_test=True)
-    """The run folder. By default it is runs/ALGORITHM-DATASET-NwKs-sSEED, with a number behind it where that exists."""
+    """The run folder; by default runs/ALGORITHM-DATASET-NwKs-sSEED, and RUN/test-DATASET-NwKs-sSEED with --evaluate."""
     resume: Path | None = option(None, at_resume=True)
     """A run folder: training goes on from its last checkpoint, with its options."""
     evaluate: Path | None = option(None, at_test=True)

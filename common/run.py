@@ -6,6 +6,7 @@ curves.png.
 
 import contextlib
 import io
+import json
 import math
 import subprocess
 import sys
@@ -101,19 +102,22 @@ class Run:
     def open(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Open the run folder: a new one, or with --resume or --evaluate what the last checkpoint holds."""
         c = self.config
-        if self.rank == 0 and c.resume:
-            lock.hold(c.resume)
-            self.folder = c.resume
+        if c.resume:
+            self._take_folder()
         if source := c.resume or c.evaluate:
             saved, self.log = folder.load(source, c, self.script, self.world, model, optimizer, self.device)
             self.step, self.seconds, self.best = saved["step"], saved["seconds"], tuple(saved["best"])
             self.best_state = saved["best_state"]
+        if not c.resume:
+            self._take_folder()
         if self.rank == 0 and not c.resume:
-            self.folder = folder.create(c, self.script, self.world, self.device)
+            about = folder.description(c, self.script, self.world, self.device)
+            files = {"config.json": json.dumps(about, indent=1)}
+            if not c.evaluate:
+                files |= {"script.py": self.script.read_bytes(), "log.csv": self.log.text()}
+                files |= {"checkpoint.pt": self._checkpoint(model, optimizer)}
+            folder.write_new(self.folder, files)
         if self.rank == 0 and not c.evaluate:
-            folder.write_whole(self.folder / "log.csv", self.log.text())
-            if not source:
-                self._write_checkpoint(model, optimizer)
             unit, total, done = ("step", c.steps, self.step) if c.steps else ("s", 60 * c.minutes, self.seconds)
             self.bar = tqdm(
                 total=total, initial=done, unit=unit, leave=True, mininterval=0.5 if sys.stderr.isatty() else 20,
@@ -122,14 +126,27 @@ class Run:
         self.last_row_seconds, self.started = self.seconds, meters.clock(self.device)
         self._measure_progress()
 
-    def _write_checkpoint(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def _take_folder(self) -> None:
+        """Lock this run's folder, or make it, which the first process does for all; all raise what it does."""
+        refused = ""
+        if self.rank == 0:
+            try:
+                if self.config.resume:
+                    lock.hold(self.config.resume)
+                self.folder = self.config.resume or folder.create(self.config, self.script)
+            except UsageError as error:
+                refused = str(error)
+        if refused := ranks.gathered(refused)[0]:
+            raise UsageError(refused)
+
+    def _checkpoint(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> bytes:
         state = {
             "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": self.step,
             "seconds": self.seconds, "best": self.best, "best_state": self.best_state or model.state_dict(),
         }  # fmt: skip
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        folder.write_whole(self.folder / "checkpoint.pt", buffer.getvalue())
+        return buffer.getvalue()
 
     # Training
 
@@ -200,7 +217,7 @@ class Run:
         self.log.add(row)
         if self.rank == 0:
             folder.write_whole(self.folder / "log.csv", self.log.text())
-            self._write_checkpoint(model, optimizer)
+            folder.write_whole(self.folder / "checkpoint.pt", self._checkpoint(model, optimizer))
             shown = [f"step {self.step}", f"{row['step_ms']:.0f} ms"]
             shown += [f"{key.removeprefix('train_')} {row[key]:.3f}" for key in log.RENAMED.values() if key in row]
             shown += [f"val {self.best[0]:.4f} ± {self.best[1]:.4f}"] if self.best_state else []

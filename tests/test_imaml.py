@@ -144,7 +144,7 @@ def test_the_first_order_gradient_takes_the_place_of_what_no_minimum_gives(data_
 
 def test_an_exact_solution_that_rounding_makes_as_long_as_v_is_no_fallback(data_dir):
     """Where H is next to nothing u is v but for rounding, which may make it the longer one."""
-    config = Config(strength=1e9)
+    config = Config(strength=1e6)
     model, episode = a_model(imaml, Config(width=4)), an_episode(data_dir, tasks=8)
     x, y = episode.x_support, episode.y_support
     phi = adapt(model, x, y, 0, config)
@@ -153,7 +153,7 @@ def test_an_exact_solution_that_rounding_makes_as_long_as_v_is_no_fallback(data_
         v = torch.randn(8, sum(p[0].numel() for p in phi.values()), generator=torch.Generator().manual_seed(seed))
         solution = implicit_gradient(model, phi, x, y, v, config)
         assert solution.converged.all() and not solution.more["first_order"].any()
-        longer += int((solution.value.norm(dim=1) >= v.norm(dim=1)).sum())
+        longer += int((solution.value.norm(dim=1) > v.norm(dim=1)).sum())
     assert longer > 0
 
 

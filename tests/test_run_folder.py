@@ -76,6 +76,8 @@ def test_rows_that_are_not_whole_or_came_after_the_checkpoint_are_dropped_on_res
     for i, left in enumerate((
         f"{header}\n{second}\n{fourth}\n\n",  # a blank line
         f"{header}\n{second}\n{fourth}\n6,1.5,0.3",  # cut off within a row
+        f"{header}\n{second}\n{fourth}\n4{fourth[1:-1]}",  # within a row's last number
+        f"{header}\n{second}\n{second}\n{fourth}\n",  # a row twice
         f"{header}\n{second}\n{fourth}\n6{fourth[1:]}\n",  # after the checkpoint
         f"{header}\n{second}\n{fourth}\n4,1.5,\n",  # too short
     )):  # fmt: skip
@@ -97,9 +99,37 @@ def test_a_log_reads_back_what_it_wrote_with_columns_that_come_later(tmp_path):
     again = log.read(tmp_path / "log.csv", last_step=2)
     assert again.text() == written.text()
     assert len(log.read(tmp_path / "log.csv", last_step=1).rows) == 1
-    with pytest.raises(ValueError, match="expected 'step,seconds"):
-        (tmp_path / "log.csv").write_text("a,b\n1,2\n")
-        log.read(tmp_path / "log.csv", last_step=1)
+    for damaged in ("a,b\n1,2\n", "", "step,secon"):
+        (tmp_path / "log.csv").write_text(damaged)
+        with pytest.raises(ValueError, match="expected .'step', 'seconds'"):
+            log.read(tmp_path / "log.csv", last_step=1)
+
+
+def test_a_column_whose_name_has_a_comma_is_read_back(tmp_path):
+    written = log.Log()
+    written.add({"step": 1, "seconds": 0.5, "a, b": 2.5})
+    (tmp_path / "log.csv").write_text(written.text())
+    assert log.read(tmp_path / "log.csv", last_step=1).rows == written.rows
+
+
+def test_a_run_whose_log_is_damaged_goes_on_and_says_so(command, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt(patch, convex_imaml, at_call=4)
+        assert command(f"{TINY} --steps 6 --out run") != 0
+    (tmp_path / "run" / "log.csv").write_text("step,seco")
+    assert command("--resume run") == 0
+    assert "note: run/log.csv is damaged" in capsys.readouterr().err
+    assert [row["step"] for row in rows_of(tmp_path / "run")] == ["4", "6"]
+
+
+def test_what_some_processes_return_is_logged_too(monkeypatch):
+    """Values of each process side by side, means averaged over those that have them."""
+    ours = {"loss": torch.tensor(1.0), "gradient_norm": torch.tensor(1.0), "mine": torch.tensor([1.0, 2.0])}
+    theirs = {"loss": torch.tensor(3.0), "gradient_norm": torch.tensor(1.0), "other": torch.tensor(5.0)}
+    for first, second in ((ours, theirs), (theirs, ours)):
+        monkeypatch.setattr(log.ranks, "gathered", lambda mine, first=first, second=second: [[first], [second]])
+        row = log.Log().summary(last_step=1)
+        assert (row["train_loss"], row["mine"], row["other"]) == (2.0, 1.5, 5.0)
 
 
 def test_a_row_says_of_all_tasks_since_the_last_and_only_loss_and_gradient_must_be_numbers():
@@ -112,8 +142,9 @@ def test_a_row_says_of_all_tasks_since_the_last_and_only_loss_and_gradient_must_
     kept.keep([{"loss": torch.tensor(float("inf"))}], torch.tensor(0.5))
     with pytest.raises(UsageError, match="step 3: a loss or gradient is no finite number"):
         kept.summary(last_step=3)
-    with pytest.raises(UsageError, match="'step'"):
-        kept.keep([{"step": torch.tensor(1.0)}], torch.tensor(0.5))
+    for wrong in ({"step": torch.tensor(1.0)}, {"mine": "a word"}):
+        with pytest.raises(UsageError, match=f"'{next(iter(wrong))}'"):
+            kept.keep([wrong], torch.tensor(0.5))
 
 
 # The machine
@@ -139,6 +170,41 @@ def test_a_full_disk_is_one_line_and_leaves_whole_files_and_no_litter(file, comm
     assert state_of(tmp_path / "full")["step"] == (2 if file in ("log.csv", "checkpoint.pt") else 6)
     assert command("--resume full") == 0
     assert [row["step"] for row in rows_of(tmp_path / "full")] == ["2", "4", "6"]
+
+
+@pytest.mark.parametrize("file", ("config.json", "log.csv", "checkpoint.pt"))
+def test_a_disk_that_is_full_at_the_start_leaves_nothing(file, command, tmp_path, monkeypatch, capsys):
+    write_bytes = Path.write_bytes
+
+    def full(self, content):
+        if file in self.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_bytes(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert command(f"{TINY} --steps 2") == 1
+    assert f"No space left on device: '{tmp_path}/runs/" in capsys.readouterr().err
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_file_is_replaced_and_not_written_over(tmp_path):
+    """Who has the old one open, or is killed meanwhile, has a whole file."""
+    folder.write_whole(tmp_path / "file", "the old content")
+    with open(tmp_path / "file") as old:
+        folder.write_whole(tmp_path / "file", "new")
+        assert old.read() == "the old content" and (tmp_path / "file").read_text() == "new"
+
+
+def test_an_error_of_a_scripts_own_keeps_its_traceback(command, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("more than one element of the written-to tensor refers to a single memory location")
+
+    monkeypatch.setattr(convex_imaml, "meta_step", broken)
+    with pytest.raises(RuntimeError, match="memory location"):
+        command(f"{TINY} --steps 2")
+    monkeypatch.setattr(convex_imaml, "meta_step", lambda *arguments: open("nowhere"))
+    with pytest.raises(FileNotFoundError):
+        command(f"{TINY} --steps 2")
 
 
 @pytest.mark.parametrize("error", (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")))
@@ -173,6 +239,23 @@ def test_a_second_process_is_told_who_writes_into_a_run_folder(command, tmp_path
         path: path.read_bytes() for path in before if path.name in ("log.csv", "config.json")
     }.items() <= before.items()
     assert not (tmp_path / "held" / ".lock").exists()
+
+
+def test_a_run_that_trains_holds_its_folder(command, tmp_path, monkeypatch):
+    """Also one that was just begun: another process can't lock it."""
+    asked = []
+    ask = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from common import lock\n"
+    ask += "lock.hold(Path('fresh'))"
+    meta_step = convex_imaml.meta_step
+
+    def asking(*arguments):
+        if not asked:
+            asked.append(subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True))
+        return meta_step(*arguments)
+
+    monkeypatch.setattr(convex_imaml, "meta_step", asking)
+    assert command(f"{TINY} --steps 2 --out fresh") == 0
+    assert "fresh is being written by process" in asked[0].stderr and asked[0].returncode
 
 
 def test_two_runs_that_start_at_once_with_the_same_name_get_two_folders(tmp_path):

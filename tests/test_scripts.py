@@ -158,6 +158,16 @@ def test_gradients_are_a_mean_over_tasks(script, data_dir):
 
 
 @every_script
+def test_every_evaluation_of_a_loader_has_the_same_episodes(script, data_dir):
+    """So that validations compare weights, and the transductive test has the inductive one's tasks."""
+    config = script.Config(width=4)
+    loader = EpisodeLoader(data_dir / "toy" / "test.h5", 5, 1, 3, 2, seed=-2)
+    first, second = (script.evaluate(a_model(script, config), loader, 3, config) for _ in range(2))
+    for key in ("classes", "support_rows", "query_rows", "query_labels", "predicted"):
+        assert len(first[key]) == 3 and (first[key] == second[key]).all(), key
+
+
+@every_script
 def test_testing_leaves_the_model_as_it_was(script, data_dir):
     config = script.Config(width=4)
     model, episode = a_model(script, config).eval(), an_episode(data_dir)
