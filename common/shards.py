@@ -8,7 +8,9 @@ and the attributes `source`, `split`, `mean` and `std` (of the training images, 
 (of this format) and `checksum` (SHA-256 of the three arrays).
 """
 
+import errno
 import hashlib
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +63,8 @@ def write_shard(path: Path, split: str, content: Split, source: str, moments: tu
         rows = zip(content.class_names, starts[:-1], starts[1:], content.images, strict=True)
         for class_name, start, stop, block in tqdm(rows, split, len(names), unit="class", leave=False, disable=None):
             if images is None:
+                if shutil.disk_usage(path.parent).free < starts[-1] * block[0].size:  # h5py fails badly on a full disk
+                    raise OSError(errno.ENOSPC, "no space left on the device for", str(path))
                 images = file.create_dataset("images", (starts[-1], *block.shape[1:]), np.uint8)
             if block.dtype != np.uint8 or block.shape != (stop - start, *images.shape[1:]):
                 raise UsageError(

@@ -1,9 +1,12 @@
 """What a build leaves in its folder, also when it is cut off or finds something there."""
 
+from types import SimpleNamespace
+
 import h5py
 import numpy as np
 import pytest
 
+from common import shards
 from common.shards import SPLITS, read_shard
 from data_prep import build, output
 from tests.data_prep.helpers import COUNTS, class_folders, contents, splits_of
@@ -45,6 +48,15 @@ def test_a_build_that_is_cut_off_leaves_what_was_there(error, status, tmp_path, 
     assert capsys.readouterr().err.count("\n") == 2
     assert contents(tmp_path) == before and not (tmp_path / "new").exists()
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["birds"]
+
+
+def test_a_set_that_the_disk_has_no_room_for_is_one_line_and_nothing_is_left(tmp_path, capsys, monkeypatch):
+    """Before it is written: a full disk leaves HDF5 with a file that it can't even close."""
+    raw = class_folders(tmp_path / "raw", COUNTS)
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert build.main(["--dataset", "birds", "--raw", str(raw), "--data-dir", str(tmp_path / "data")]) == 1
+    said = capsys.readouterr().err
+    assert "no space left on the device for" in said and said.count("\n") == 1 and not (tmp_path / "data").exists()
 
 
 def test_a_reader_of_an_earlier_build_keeps_its_images_while_the_set_is_built_again(tmp_path):
