@@ -194,8 +194,8 @@ class ProximalHead:
 
 
 class _AtOptimum(torch.autograd.Function):
-    """W* as a function of features, W0 and strength, by the implicit function theorem at grad G = 0. The backward adds
-    what it has to say of u to `more`."""
+    """W* as a function of features, W0 and strength, by the implicit function theorem at grad G = 0. The backward
+    puts its own statistics into `more`."""
 
     @staticmethod
     def forward(ctx, features, W0, strength, W, problem, more):
