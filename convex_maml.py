@@ -74,12 +74,12 @@ SETTINGS = {
         eval_every=2000,
     ),
     "miniimagenet": dict(
-        steps=21_500, tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True, views=2,
-        first_width=32, half_size=0.5,
+        steps=21_500, tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True,
+        half_size=0.5, first_width=32, unit_features=True, views=2,
     ),
     "other": dict(
-        steps=10_500, tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True, views=2,
-        first_width=32,
+        steps=9500, tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True,
+        first_width=32, unit_features=True, views=2,
     ),
 }  # fmt: skip
 
