@@ -168,7 +168,8 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = run.learning_rate
         optimizer.zero_grad()
-        mean, batches = MeanOverBatches(model, run.batches), []
+        mean = MeanOverBatches(model, run.batches)
+        batches = []
         for episode in run.draw(train):  # this process's share of the meta-step's batches
             batches.append(meta_step(model, episode, config))  # adds the meta-gradient to .grad
             mean.add()

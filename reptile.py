@@ -94,7 +94,7 @@ def adapt(
     The images, whose order is random, are gone through in turn, `batch` at a step, and again from the first. Batch
     norm has the statistics of a task's images of a step.
     """
-    phi = {n: p.detach().expand(len(x), *p.shape).clone().requires_grad_() for n, p in model.named_parameters()}
+    phi = {name: p.detach().expand(len(x), *p.shape).clone().requires_grad_() for name, p in model.named_parameters()}
     moments = [moment.expand(len(x), *moment.shape).clone() for moment in model.moments()]
     if config.inner_optimizer == "adam":
         optimizer = torch.optim.Adam(phi.values(), lr=config.inner_rate, betas=(0.0, 0.999), fused=True)
@@ -175,7 +175,8 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = run.learning_rate
         optimizer.zero_grad()
-        mean, batches = MeanOverBatches(model, run.batches), []
+        mean = MeanOverBatches(model, run.batches)
+        batches = []
         for episode in run.draw(train):  # this process's share of the meta-step's batches
             batches.append(meta_step(model, episode, config))  # adds the meta-gradient to .grad
             mean.add()
