@@ -69,7 +69,7 @@ def parse(config_type: type, settings: dict[str, dict]):
     else:
         dataset = first["dataset"] or Options.dataset
         default = config_type(**{"dataset": dataset, **settings.get(dataset, settings["other"])})
-        given = {word.split("=")[0] for word in argv}
+        given = _options_of(argv)
         if "--minutes" in given and "--steps" not in given:
             default = dataclasses.replace(default, steps=None)
     config = _command_line(config_type, default, argv)
@@ -90,6 +90,12 @@ def parse(config_type: type, settings: dict[str, dict]):
         _print(config, settings if not origin else {}, argv, origin)
         sys.exit(0)
     return config
+
+
+def _options_of(argv: list[str]) -> set[str]:
+    """The options that a command line names, each in the form that --help shows first."""
+    words = [word.split("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
+    return {word.replace("--no-", "--", 1) for word in words}
 
 
 def _value_of(argv: list[str], name: str) -> str | None:
@@ -142,7 +148,7 @@ def _saved_config(config_type: type, folder: Path, at_test: bool):
 
 def _print(config: Options, settings: dict[str, dict], argv: list[str], origin: str | None) -> None:
     """A line an option: its value, and where that comes from."""
-    given = {word.split("=")[0].replace("_", "-").replace("--no-", "--", 1) for word in argv if word.startswith("--")}
+    given = _options_of(argv)
     of_set = settings.get(config.dataset, settings.get("other", {}))
     for field in dataclasses.fields(config):
         if field.name == "print_config":

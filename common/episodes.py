@@ -151,8 +151,8 @@ class EpisodeLoader:
         support, y_support = _shuffle(places[:, :, :K], generator)
         query, y_query = _shuffle(places[:, :, K:], generator)
         images = self._pixels(rows).float().sub_(self.mean).div_(self.std)
-        drawn = (x.to(self.device, non_blocking=True) for x in (support, query, y_support, y_query, classes, rows))
-        return Episode(images, *drawn), generator
+        of_tasks = (x.to(self.device, non_blocking=True) for x in (support, query, y_support, y_query, classes, rows))
+        return Episode(images, *of_tasks), generator
 
     def _pixels(self, rows: Tensor) -> Tensor:
         if not self.mapped:

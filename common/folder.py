@@ -26,9 +26,9 @@ def create(config: Options, script: Path) -> Path:
 
     Raises UsageError where --out can't be made or holds a run.
     """
-    c, name = config, f"{config.dataset}-{config.ways}w{config.shots}s-s{config.seed}"
-    default = c.evaluate / f"test-{name}" if c.evaluate else ROOT / "runs" / f"{script.stem}-{name}"
-    folder = _new_folder(c.out, default)
+    task = f"{config.dataset}-{config.ways}w{config.shots}s-s{config.seed}"
+    default = config.evaluate / f"test-{task}" if config.evaluate else ROOT / "runs" / f"{script.stem}-{task}"
+    folder = _new_folder(config.out, default)
     lock.hold(folder)
     if (folder / "config.json").exists():
         raise UsageError(f"--out {folder} holds a run already; go on with --resume {folder}, or name another folder")

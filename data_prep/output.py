@@ -38,8 +38,8 @@ def write(data_dir: Path, name: str, splits: dict[str, Split], source: str) -> P
         preview(partial / "train.h5", partial / "preview.png")
         folder.mkdir(exist_ok=True)
         (folder / "test.h5").unlink(missing_ok=True)  # new files beside old ones, with other splits, are no built set
-        for name in FILES:
-            os.replace(partial / name, folder / name)
+        for file in FILES:
+            os.replace(partial / file, folder / file)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         for path in absent:
