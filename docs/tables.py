@@ -22,8 +22,11 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the scripts, whose options make a row's command
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs as a script, from anywhere
+
+from benchmarks import markdown
+from common.options import flag
+from common.shards import ROOT
 
 PICTURE = ROOT / "docs" / "accuracy.png"
 PAGES = ("README.md", "docs/results.md", "docs/speed.md", "docs/data.md", "docs/maths.md")
@@ -197,25 +200,25 @@ def command(row: Row) -> str:
         differs = {k: row.result[k] for k in ("dataset", "ways", "shots", "seed") if row.result[k] != then[k]}
         if row.views != then.get("views", 1):
             differs["views"] = row.views
-        return " ".join([f"{started} --evaluate {folder}", *(flag(k, v) for k, v in differs.items())])
+        return " ".join([f"{started} --evaluate {folder}", *(written(k, v) for k, v in differs.items())])
     dataset = then["dataset"]
     now = plain | {"dataset": dataset} | script.SETTINGS.get(dataset, script.SETTINGS["other"])
-    words = [] if dataset == plain["dataset"] else [flag("dataset", dataset)]
-    words += [flag(k, then[k]) for k in ("steps", "minutes") if then[k] is not None]
+    words = [] if dataset == plain["dataset"] else [written("dataset", dataset)]
+    words += [written(k, then[k]) for k in ("steps", "minutes") if then[k] is not None]
     aside = {"dataset", "steps", "minutes", "precision", "device", "data_dir", "out", "resume", "evaluate"} | REDEFINED
-    words += [flag(k, v) for k, v in then.items() if k not in aside and v != now[k]]
+    words += [written(k, v) for k, v in then.items() if k not in aside and v != now[k]]
     if then["device"] not in ("auto", "cpu"):
-        words.append(flag("device", then["device"]))
+        words.append(written("device", then["device"]))
     if row.config["precision"] != settled(now["precision"], row.config["hardware"]):
-        words.append(flag("precision", row.config["precision"]))
+        words.append(written("precision", row.config["precision"]))
     return " ".join([started, *words, f"--out {folder}"])
 
 
-def flag(name: str, value) -> str:
-    option = name.replace("_", "-")
+def written(name: str, value) -> str:
+    """An option and its value as a command line has them."""
     if isinstance(value, bool):
-        return f"--{option}" if value else f"--no-{option}"
-    return f"--{option} {value:g}" if isinstance(value, float) else f"--{option} {value}"
+        return flag(name) if value else flag(f"no_{name}")
+    return f"{flag(name)} {value:g}" if isinstance(value, float) else f"{flag(name)} {value}"
 
 
 def settled(precision: str, hardware: dict) -> str:
@@ -227,11 +230,6 @@ def settled(precision: str, hardware: dict) -> str:
 
 
 # Tables of results
-
-
-def markdown(heads: list[str], lines: list[list[str]]) -> str:
-    written = [heads, ["---"] * len(heads), *lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in written)
 
 
 def fraction(result: dict, kind: str = "") -> str:
@@ -484,7 +482,7 @@ def filled(text: str) -> str:
 
     def table(match: re.Match) -> str:
         name = match[1]
-        content = included(name) if name.startswith("results/") else TABLES[name]()
+        content = included(name) if name.startswith("results/") else TABLES[name]() + "\n"
         return f"<!-- table: {name} -->\n\n{content}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", table, text, flags=re.S)
