@@ -9,6 +9,19 @@ SMALL += " --test-episodes 60 --device cpu --no-keep-memory"
 TINY = f"{SMALL} --width 4 --val-episodes 2 --test-episodes 2 --eval-every 2"  # where nothing need be learned
 
 
+def interrupt(monkeypatch, script, at_call, error=KeyboardInterrupt()):
+    """The script's meta_step raises, at its call of this number: by default what Ctrl-C does."""
+    meta_step, calls = script.meta_step, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == at_call:
+            raise error
+        return meta_step(*arguments)
+
+    monkeypatch.setattr(script, "meta_step", interrupted)
+
+
 def rows_of(folder):
     return list(csv.DictReader(open(folder / "log.csv")))
 

@@ -23,7 +23,7 @@ from common.ranks import MeanOverBatches
 from common.run import Run
 from common.shards import ROOT
 from tests.conftest import write_set
-from tests.runs import SMALL, TINY, rows_of, state_of
+from tests.runs import SMALL, TINY, interrupt, rows_of, state_of
 
 # Every script, with settings at which it learns `toy` in a moment; all but the first are tested among the slow ones.
 SCRIPTS = {
@@ -81,16 +81,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(script, command, 
     options = f"{SMALL} {SCRIPTS[script]} --dataset glyphs --steps 20 --eval-every 10 --shift 0.1"
     assert command(f"{options} --out whole", script, glyphs_folder.parent) == 0
 
-    count = Run.count
-
-    def interrupted(self, *args, **statistics):
-        count(self, *args, **statistics)
-        if self.step == 13:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "count", interrupted)
-    assert command(f"{options} --out parts", script, glyphs_folder.parent) != 0
-    monkeypatch.setattr(Run, "count", count)
+    with monkeypatch.context() as patch:
+        interrupt(patch, script, at_call=14)
+        assert command(f"{options} --out parts", script, glyphs_folder.parent) != 0
     assert [row["step"] for row in rows_of(tmp_path / "parts")] == ["10"]
     with open(tmp_path / "parts" / "log.csv", "a") as file:
         file.write("12,1,,,,,,,,,,,\n")  # a row that came after the checkpoint, as a killed process may leave it
@@ -129,17 +122,6 @@ def test_evaluate_repeats_the_runs_result_and_takes_other_shots(command, tmp_pat
     assert first | {"peak_mib": again["peak_mib"]} == again and (first["views"], one["views"]) == (2, 1)
     assert json.loads((tmp_path / "more" / "config.json").read_text())["options"]["shots"] == 3
     assert more["shots"] == 3 and more["test_accuracy"] != first["test_accuracy"]
-
-
-@pytest.mark.slow
-def test_the_best_checkpoint_by_validation_is_tested(command, tmp_path, monkeypatch):
-    accuracies = iter([0.9, 0.4, 0.3])
-    monkeypatch.setattr(meters, "mean_ci95", lambda values: (next(accuracies, 0.0), 0.0))
-    assert command(f"{SMALL} --steps 150 --out best") == 0
-    state = state_of(tmp_path / "best")
-    assert state["best"] == (0.9, 0.0)
-    key = "backbone.blocks.0.convolution.weight"
-    assert not torch.equal(state["best_state"][key], state["model"][key])
 
 
 def test_minutes_end_training_and_the_rate_falls(command, tmp_path):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import convex_imaml
-from tests.runs import SMALL, rows_of, state_of
+from tests.runs import SMALL, interrupt, rows_of, state_of
 
 CHANGES = {
     # an option, whose bound and whose role at test stand on its field
@@ -46,7 +46,9 @@ def mine(tmp_path):
     del sys.modules["mine"]
 
 
-def test_a_copy_with_an_option_and_logged_numbers_trains_resumes_tests_logs_and_plots(mine, command, tmp_path, capsys):
+def test_a_copy_with_an_option_and_logged_numbers_trains_resumes_tests_logs_and_plots(
+    mine, command, tmp_path, capsys, monkeypatch
+):
     options = f"{SMALL} --width 4 --eval-every 2 --val-episodes 2 --test-episodes 4 --steps 6 --temperature 2"
     assert command(options, mine) == 0
     whole = tmp_path / "runs" / "mine-toy-5w1s-s0"
@@ -57,17 +59,9 @@ def test_a_copy_with_an_option_and_logged_numbers_trains_resumes_tests_logs_and_
     assert [row["temperature"] for row in rows] == ["2"] * 3 and "residual" not in rows[0]
     assert float(rows[0]["converged"]) == 1 and json.loads((whole / "result.json").read_text())["algorithm"] == "mine"
 
-    meta_step, calls = mine.meta_step, []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return meta_step(*arguments)
-
-    mine.meta_step = interrupted
-    assert command(f"{options} --out parts", mine) != 0
-    mine.meta_step = meta_step
+    with monkeypatch.context() as patch:
+        interrupt(patch, mine, at_call=4)
+        assert command(f"{options} --out parts", mine) != 0
     assert command("--resume parts", mine) == 0
     ends = [state_of(folder)["model"]["backbone.blocks.3.convolution.weight"] for folder in (whole, tmp_path / "parts")]
     assert ends[0].equal(ends[1])
@@ -89,9 +83,7 @@ def test_a_copy_with_an_option_and_logged_numbers_trains_resumes_tests_logs_and_
 
 def test_a_copys_help_and_settings_are_its_own(mine, command, capsys):
     assert command("--print-config", mine) == 0
-    assert any(
-        line.split() == ["--warmth", "4", "(SETTINGS", "for", "glyphs)"]
-        for line in capsys.readouterr().out.splitlines()
-    )
+    shown = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    assert ["--warmth", "4", "(SETTINGS for glyphs)"] in shown
     assert command("--help", mine) == 0
     assert "The temperature of the support labels." in capsys.readouterr().out

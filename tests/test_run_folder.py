@@ -15,21 +15,9 @@ import torch
 import convex_imaml
 import maml
 from common import folder, lock, log, meters
+from common.options import flag
 from common.shards import ROOT, UsageError
-from tests.runs import SMALL, TINY, rows_of, state_of
-
-
-def interrupt(monkeypatch, script, at_call):
-    """The script's meta_step is interrupted at its call of this number, as by Ctrl-C."""
-    meta_step, calls = script.meta_step, []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == at_call:
-            raise KeyboardInterrupt
-        return meta_step(*arguments)
-
-    monkeypatch.setattr(script, "meta_step", interrupted)
+from tests.runs import SMALL, TINY, interrupt, rows_of, state_of
 
 
 def test_a_resumed_run_goes_on_with_the_optimiser_that_it_had(command, tmp_path, monkeypatch):
@@ -60,7 +48,9 @@ def test_the_weights_that_validation_found_best_are_tested(command, tmp_path, mo
     first, _, last, inductive, transductive = tested
     key = "backbone.blocks.0.convolution.weight"
     assert torch.equal(inductive[key], first[key]) and torch.equal(transductive[key], first[key])
-    assert not torch.equal(last[key], first[key]) and state_of(tmp_path / "best")["best"] == (0.9, 0.0)
+    state = state_of(tmp_path / "best")
+    assert not torch.equal(last[key], first[key]) and state["best"] == (0.9, 0.0)
+    assert not torch.equal(state["best_state"][key], state["model"][key])
 
 
 # log.csv
@@ -209,15 +199,7 @@ def test_an_error_of_a_scripts_own_keeps_its_traceback(command, monkeypatch):
 
 @pytest.mark.parametrize("error", (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")))
 def test_want_of_memory_is_one_line_and_leaves_the_last_checkpoint(error, command, tmp_path, monkeypatch, capsys):
-    meta_step, calls = convex_imaml.meta_step, []
-
-    def greedy(*arguments):
-        calls.append(1)
-        if len(calls) == 4:
-            raise error
-        return meta_step(*arguments)
-
-    monkeypatch.setattr(convex_imaml, "meta_step", greedy)
+    interrupt(monkeypatch, convex_imaml, at_call=4, error=error)
     assert command(f"{TINY} --steps 6 --out greedy") == 1
     said = capsys.readouterr().err.strip().rpartition("error: ")[2]
     assert "memory" in said and "\n" not in said and state_of(tmp_path / "greedy")["step"] == 2
@@ -235,9 +217,8 @@ def test_a_second_process_is_told_who_writes_into_a_run_folder(command, tmp_path
         assert f"held is being written by process {other.pid} on " in capsys.readouterr().err
         other.kill()
     assert command("--resume held") == 0  # a lock ends with its process
-    assert {
-        path: path.read_bytes() for path in before if path.name in ("log.csv", "config.json")
-    }.items() <= before.items()
+    for path in (tmp_path / "held" / "log.csv", tmp_path / "held" / "config.json"):
+        assert path.read_bytes() == before[path]
     assert not (tmp_path / "held" / ".lock").exists()
 
 
@@ -301,7 +282,6 @@ def test_print_config_shows_every_value_with_its_source_and_starts_nothing(comma
     assert shown["--keep-border"] == ("False", "(command line)") and shown["--ways"] == ("5", "(default)")
     assert shown["--minutes"] == ("3.0", "(command line)") and shown["--steps"] == ("None", "(--minutes instead)")
     assert shown["--device"][0] != "auto" and shown["--precision"][0] != "auto"
-    assert {f"--{name.replace('_', '-')}" for name in maml.Config.__dataclass_fields__} - {"--print-config"} == set(
-        shown
-    )
+    options = {flag(name) for name in maml.Config.__dataclass_fields__}
+    assert options - {"--print-config"} == set(shown)
     assert os.listdir(tmp_path) == []

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
+from common.shards import ROOT
+
 RAW_DATA = Path(os.environ.get("RAW_DATA", ROOT.parent / "shared" / "data"))  # the real raw sets, where there are any
 COUNTS = {"ant": 3, "bee": 1, "cat": 7, "dog": 2, "elk": 4, "fox": 5}
 
