@@ -16,7 +16,10 @@ COLUMNS = (
 )  # fmt: skip
 RENAMED = {"loss": "train_loss", "accuracy": "train_accuracy"}
 # What a row says of all tasks since the last one; of anything that isn't named here, the mean.
-SUMMARY = {"iterations": Tensor.median, "residual": Tensor.max, "certificate": Tensor.max, "gradient_error": Tensor.max}
+SUMMARY = {
+    "iterations": Tensor.median, "residual": Tensor.max, "certificate": Tensor.max, "gradient_error": Tensor.max,
+    "inner_gradient": Tensor.median,
+}  # fmt: skip
 Row = dict[str, str | int | float]
 
 

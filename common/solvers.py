@@ -26,36 +26,56 @@ class Solution(NamedTuple):
 
 
 def cg(
-    matvec: Callable[[Tensor], Tensor], b: Tensor, *, tolerance: float = 1e-6, iterations: int | None = None
+    matvec: Callable[[Tensor], Tensor],
+    b: Tensor,
+    *,
+    tolerance: float = 1e-6,
+    iterations: int | None = None,
+    radius: Tensor | None = None,
 ) -> Solution:
-    """Solve A x = b for a symmetric positive definite A a task, by conjugate gradient (Hestenes & Stiefel 1952).
+    """Solve A x = b for a symmetric A a task, by conjugate gradient (Hestenes & Stiefel 1952).
 
     matvec: (T, n) -> (T, n), the product with every task's A.   b: (T, n).
     iterations: at most so many; None means n, which is exact but for rounding.
-    value: (T, n).   residual: |b - A x| a task, recomputed from x.
-    converged: residual <= tolerance |b|, or the rounding of so many steps. A task whose A shows a direction of no
-    positive curvature (p'Ap <= 0) isn't positive definite: it stops there and counts as not converged.
+    radius: (T,) minimise x'Ax / 2 - b'x over |x| <= radius instead, by Steihaug's rule (1983): along the first
+    direction of no positive curvature (p'Ap <= 0), and where x would leave the ball, go to its edge and stop there.
+    Without it a task stops where it is at such a direction: its A isn't positive definite.
+    value: (T, n).   residual: |b - A x| a task.   at_edge: the tasks that stopped at such a place, bool.
+    converged: residual <= tolerance |b|, or the rounding of so many steps, and not at_edge.
     """
     x, r, p = torch.zeros_like(b), b.clone(), b.clone()
     rr = r.square().sum(-1)  # (T,)
     target = (tolerance * b.norm(dim=-1)).square()
-    definite = torch.ones_like(rr, dtype=torch.bool)
+    at_edge = torch.zeros_like(rr, dtype=torch.bool)
     count = torch.zeros_like(rr, dtype=torch.long)
     for _ in range(b.shape[-1] if iterations is None else iterations):
-        active = definite & (rr > target)
+        active = ~at_edge & (rr > target)
         if not active.any():
             break
         count += active
         Ap = matvec(p)
         curvature = (p * Ap).sum(-1)
-        definite = definite & ~(active & (curvature <= 0))
-        active = active & definite
-        step = torch.where(active, rr / torch.where(active, curvature, 1.0), 0.0)[:, None]
-        x, r = x + step * p, r - step * Ap
+        step = torch.where(curvature > 0, rr / curvature, 0.0)  # no number counts as no positive curvature
+        leaves = active & ~(curvature > 0)
+        if radius is not None:
+            to_edge = _to_edge(x, p, radius)
+            leaves = leaves | (active & (step > to_edge))
+            step = torch.where(leaves, to_edge, step)
+        at_edge = at_edge | leaves
+        step = torch.where(active, step, 0.0)[:, None]
+        x, r = torch.where(step > 0, x + step * p, x), torch.where(step > 0, r - step * Ap, r)
         rr_new = r.square().sum(-1)
         p = torch.where(active[:, None], r + (rr_new / torch.where(active, rr, 1.0))[:, None] * p, p)
         rr = rr_new
-    residual = (b - matvec(x)).norm(dim=-1)
-    # The recurrence's own residual drifts from the true one by rounding: allow that much, no more.
+    residual = rr.sqrt()
+    if (~at_edge & (rr <= target)).any():  # the recurrence drifts from the true residual by rounding
+        residual = (b - matvec(x)).norm(dim=-1)
     slack = 10 * torch.finfo(b.dtype).eps * (1 + count)
-    return Solution(x, residual, count, definite & (residual <= (tolerance + slack) * b.norm(dim=-1)))
+    converged = ~at_edge & (residual <= (tolerance + slack) * b.norm(dim=-1))
+    return Solution(x, residual, count, converged, {"at_edge": at_edge})
+
+
+def _to_edge(x: Tensor, p: Tensor, radius: Tensor) -> Tensor:
+    """The positive t with |x + t p| = radius, a task.   (T,)"""
+    pp, xp = p.square().sum(-1), (x * p).sum(-1)
+    return (-xp + (xp.square() + pp * (radius.square() - x.square().sum(-1))).clamp(min=0).sqrt()) / pp

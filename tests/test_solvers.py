@@ -257,6 +257,26 @@ def test_cg_stops_where_it_meets_no_positive_curvature():
     torch.testing.assert_close(solution.residual, (b - diagonals * solution.value).norm(dim=1))
 
 
+def test_cg_within_a_radius_goes_to_the_edge_where_a_minimum_would_lie_beyond_or_nowhere():
+    """Steihaug's rule: negative curvature at once, after a step, a solution too far out, no number; one that fits."""
+    nan = float("nan")
+    diagonals = torch.tensor([[-1.0, 2.0, 3.0], [4.0, 1.0, -0.5], [0.5, 0.5, 0.1], [nan, nan, nan], [1.0, 2.0, 3.0]])
+    b = torch.tensor([[1.0, 0.0, 0.0]] + [[1.0, 1.0, 1.0]] * 4)
+    solution = cg(lambda x: diagonals * x, b, radius=b.norm(dim=1))
+    assert solution.more["at_edge"].tolist() == [True, True, True, True, False]
+    assert solution.converged.tolist() == [False, False, False, False, True]
+    torch.testing.assert_close(solution.value[:4].norm(dim=1), b[:4].norm(dim=1))
+    torch.testing.assert_close(solution.value[[0, 3]], b[[0, 3]])  # the way to the edge along b is b
+    torch.testing.assert_close(solution.value[4], b[4] / diagonals[4])
+    # Past the last place before the edge, along the direction that conjugate gradient takes there.
+    before = cg(lambda x: diagonals * x, b, iterations=1).value[1]
+    residual = b[1] - diagonals[1] * before
+    direction = residual + residual.square().sum() / b[1].square().sum() * b[1]
+    torch.testing.assert_close(F.cosine_similarity(solution.value[1] - before, direction, dim=0), torch.tensor(1.0))
+    known = [0, 1, 2, 4]
+    torch.testing.assert_close(solution.residual[known], (b - diagonals * solution.value).norm(dim=1)[known])
+
+
 def test_cg_stopped_early_is_reported_as_not_converged():
     A = torch.diag(torch.linspace(1, 100, 20, dtype=torch.float64))[None]
     solution = cg(lambda x: (A @ x[..., None])[..., 0], torch.ones(1, 20, dtype=torch.float64), iterations=3)
