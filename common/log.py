@@ -62,6 +62,9 @@ class Log:
             row[RENAMED.get(key, key)] = float(SUMMARY.get(key, Tensor.mean)(values))
             if key == "converged":
                 row["not_converged"] = int(values.numel() - values.sum())
+        norms = torch.stack([step["gradient_norm"] for step in steps]).float()
+        if len(norms) > 1:  # how much it oscillates from step to step
+            row["gradient_log_sd"] = float(norms.clamp(min=1e-30).log().std())
         return row
 
     def add(self, row: Row) -> None:
