@@ -1,0 +1,169 @@
+"""Run folders, as a report reads them: trainings, also unfinished ones, and tests that --evaluate made of them."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from common import log
+from common.shards import UsageError
+from reports.methods import ALGORITHMS, DATASETS
+
+# Options that say nothing of how a run was trained. Runs that differ in no others are one, with other seeds.
+ASIDE = {
+    "seed", "out", "data_dir", "device", "resume", "evaluate", "images", "test_episodes", "print_config", "precision",
+}  # fmt: skip
+Task = tuple[str, int, int]  # data set, ways, shots
+
+
+@dataclass
+class Run:
+    """A training's folder, or that of a test of it again, which has the training's config and no rows."""
+
+    folder: Path
+    config: dict
+    result: dict = field(default_factory=dict)
+    """empty while it trains"""
+    rows: list[dict[str, str]] = field(default_factory=list)
+    """of log.csv"""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def options(self) -> dict:
+        return self.config["options"]
+
+    @property
+    def algorithm(self) -> str:
+        return self.options["algorithm"]
+
+    @property
+    def method(self) -> str:
+        """The algorithm's name for people; a copied script's is its own."""
+        return ALGORITHMS[self.algorithm].name if self.algorithm in ALGORITHMS else self.algorithm
+
+    @property
+    def trained_on(self) -> Task:
+        return self.options["dataset"], self.options["ways"], self.options["shots"]
+
+    @property
+    def tested_on(self) -> Task:
+        return self.result["dataset"], self.result["ways"], self.result["shots"]
+
+    @property
+    def seed(self) -> int:
+        return self.options["seed"]
+
+    @property
+    def views(self) -> int:
+        """Of a test image; older results don't tell them, and have the training's."""
+        return self.result.get("views", self.options.get("views", 1))
+
+    @property
+    def alike(self) -> str:
+        """The same for runs that differ in nothing but the seed."""
+        return json.dumps({k: v for k, v in self.options.items() if k not in ASIDE} | {"is": self.config["precision"]})
+
+    def column(self, name: str) -> np.ndarray:
+        """log.csv's column, no number (nan) where a row has none."""
+        return np.array([float(row.get(name, "nan")) for row in self.rows])
+
+
+def find(folders: Iterable[Path]) -> list[Run]:
+    """The runs in folders, or that folders are, in the order of methods, data sets and names.
+
+    Raises UsageError where there are none, or where a test's training isn't there.
+    """
+    folders = [Path(folder) for folder in folders]
+    there = {
+        file.parent for folder in folders for name in ("config.json", "result.json") for file in folder.rglob(name)
+    }
+    trained = {folder: json.loads((folder / "config.json").read_text()) for folder in there if _is_training(folder)}
+    runs = []
+    for folder in there:
+        result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
+        if folder in trained:
+            last_step = result.get("steps", 10**12)
+            runs.append(Run(folder, trained[folder], result, log.read(folder / "log.csv", last_step).rows))
+        elif result:
+            runs.append(Run(folder, _config_of_test(folder, trained), result))
+    if not runs:
+        names = ", ".join(map(str, folders))
+        raise UsageError(f"{names}: no run is there (config.json with log.csv or result.json); name folders of runs")
+    return sorted(
+        runs, key=lambda run: (_place(run.algorithm, ALGORITHMS), _place(run.trained_on[0], DATASETS), run.name)
+    )
+
+
+def task_name(task: Task) -> str:
+    dataset, ways, shots = task
+    return f"{DATASETS.get(dataset, dataset)}, {ways}-way {shots}-shot"
+
+
+def in_order(tasks: Iterable[Task]) -> list[Task]:
+    """Each once: data sets as they are always shown, few shots first."""
+    return sorted(set(tasks), key=lambda task: (_place(task[0], DATASETS), *task))
+
+
+def trainings(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
+    """Of every task and algorithm the training that is shown, as its runs by seed.
+
+    Where there are several the one with the highest validation accuracy, the mean of its seeds' best; the test decides
+    nothing.
+    """
+    shown: dict[Task, dict[str, list[Run]]] = {task: {} for task in in_order(run.trained_on for run in runs)}
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        if np.isfinite(run.column("val_accuracy")).any():
+            groups.setdefault((run.trained_on, run.algorithm, run.alike), []).append(run)
+    best: dict[tuple, float] = {}
+    for (task, algorithm, _), group in groups.items():
+        reached = float(np.mean([np.nanmax(run.column("val_accuracy")) for run in group]))
+        if reached > best.get((task, algorithm), -1):
+            best[task, algorithm] = reached
+            shown[task][algorithm] = sorted(group, key=lambda run: run.seed)
+    return {task: of_task for task, of_task in shown.items() if of_task}
+
+
+def tested(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
+    """Of every task and algorithm the test that is shown, by seed: of the training for this task, or where there is
+    none, of another one of `trainings`, with as many views as it has."""
+    chosen = trainings(runs)
+    shown: dict[Task, dict[str, list[Run]]] = {}
+    for task in in_order(run.tested_on for run in runs if run.result):
+        of_task = {}
+        for algorithm in dict.fromkeys(run.algorithm for run in runs):
+            of_algorithm = [group for groups in chosen.values() for group in [groups.get(algorithm)] if group]
+            group = [run for run in chosen.get(task, {}).get(algorithm, []) if run.result]
+            if not group:
+                allowed = {run.alike for trained in of_algorithm for run in trained}
+                group = [run for run in runs if run.result and (run.algorithm, run.tested_on) == (algorithm, task)]
+                group = [run for run in group if not run.rows and (run.alike in allowed or not allowed)]
+                group = sorted(group, key=lambda run: run.views != run.options.get("views", 1))[:1]
+            if group:
+                of_task[algorithm] = group
+        shown[task] = of_task
+    return {task: of_task for task, of_task in shown.items() if of_task}
+
+
+def _is_training(folder: Path) -> bool:
+    return (folder / "config.json").exists() and (folder / "log.csv").exists()
+
+
+def _config_of_test(folder: Path, trained: dict[Path, dict]) -> dict:
+    """A test's training is the folder that it lies in, or whose name begins its own."""
+    mine = [t for t in trained if t == folder.parent or (t.parent == folder.parent and folder.name.startswith(t.name))]
+    if mine:
+        return trained[max(mine, key=lambda t: len(str(t)))]
+    if (folder / "config.json").exists():
+        return json.loads((folder / "config.json").read_text())
+    raise UsageError(f"{folder} is a test without its training; name the folder of the run that was tested too")
+
+
+def _place(name: str, order: Iterable[str]) -> tuple[int, str]:
+    order = list(order)
+    return (order.index(name) if name in order else len(order)), name

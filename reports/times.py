@@ -1,0 +1,99 @@
+"""Minutes of training, from the steps of a run and what a step takes on an idle machine.
+
+Trainings may share a machine with other work, or run on several, so their own clocks compare nothing. The table that
+`python -m benchmarks.steps` writes has the milliseconds of all methods, measured in turns on one idle machine.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from common.shards import UsageError
+from reports.runs import ASIDE, Run
+
+# Options that don't change what a training step costs.
+FREE = ASIDE | {
+    "steps", "minutes", "learning_rate", "weight_decay", "clip", "eval_every", "val_episodes", "queries", "shots",
+    "ways", "test_inner_steps", "test_inner_batch", "views", "data_dir", "inner_rate", "strength", "logit_scale",
+    "train_queries", "train_shots", "train_ways",
+}  # fmt: skip
+
+
+class Times:
+    """Rows of one or several tables of benchmarks/steps.py, all of one machine."""
+
+    def __init__(self, tables: Iterable[Path]):
+        self.rows: list[dict] = []
+        self.machine = ""
+        for path in tables:
+            try:
+                table = json.loads(Path(path).read_text())
+                rows, machine = table["rows"], f"{table['device']}, {table['processor']}, {table['threads']} threads"
+            except (OSError, ValueError, KeyError, TypeError):
+                raise UsageError(f"{path} is no table of times; make one by python -m benchmarks.steps") from None
+            if self.machine not in ("", machine):
+                raise UsageError(
+                    f"{path} was measured on {machine}, expected {self.machine} as the others; leave it out"
+                )
+            self.rows, self.machine = self.rows + rows, machine
+
+    def row(self, run: Run) -> dict | None:
+        """The line of the table that has the run's algorithm, task and every option that a step's cost depends on."""
+        for row in self.rows:
+            if row["algorithm"] == run.algorithm and same_cost(row["options"], run.options):
+                return row
+        return None
+
+    def minutes(self, run: Run, steps: np.ndarray) -> np.ndarray:
+        """Of training until these steps. By the run's own clock where the table has no line for it."""
+        row = self.row(run)
+        if row is None:
+            return np.interp(steps, run.column("step"), run.column("seconds") / 60)
+        halved = half_steps(run)
+        half_ms = row["half_ms"] if row["half_ms"] is not None else row["ms"]
+        return (np.minimum(steps, halved) * half_ms + np.maximum(steps - halved, 0) * row["ms"]) / 60e3
+
+    def total(self, run: Run) -> float:
+        """Minutes of the whole training."""
+        steps = run.result.get("steps") or run.column("step")[-1]
+        if not run.rows and self.row(run) is None:  # a test, of whose training the result tells the time
+            return run.result["train_seconds"] / 60
+        return float(self.minutes(run, np.array([float(steps)]))[0])
+
+    def step_ms(self, run: Run) -> np.ndarray:
+        """Of every row of log.csv."""
+        row = self.row(run)
+        if row is None:
+            return run.column("step_ms")
+        if row["half_ms"] is None:
+            return np.full(len(run.rows), row["ms"])
+        return np.where(run.column("step") <= half_steps(run), row["half_ms"], row["ms"])
+
+    def of(self, runs: Iterable[Run]) -> str:
+        """Where these runs' minutes come from, as a sentence."""
+        named = [run.method for run in runs if self.row(run) is None]
+        if not named:
+            return f"Minutes are steps times the milliseconds of a step on one idle machine ({self.machine})."
+        own = ", ".join(dict.fromkeys(named))
+        others = f" Those of the others are steps times a step's on {self.machine}." if self.rows else ""
+        return (
+            f"Minutes are by the clock of each run's own machine, which other work may have slowed, for {own}.{others}"
+        )
+
+
+def half_steps(run: Run) -> float:
+    """The steps, from the first, on images of half the side."""
+    share = run.options.get("half_size", 0.0)
+    steps = run.options["steps"] or run.result.get("steps") or run.column("step")[-1]
+    return share * steps
+
+
+def same_cost(options: dict, others: dict) -> bool:
+    """Whether a training step's time depends on no option in which they differ. Options that one of them is too old
+    to have are left out."""
+    tasks = [
+        [its.get(f"train_{what}") or its[what] for what in ("ways", "shots", "queries")] for its in (options, others)
+    ]
+    return tasks[0] == tasks[1] and all(options[k] == others[k] for k in set(options) & set(others) - FREE)
