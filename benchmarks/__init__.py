@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from common import meters
 from common.command import command
+from common.options import Options
 from common.run import Run, outer_optimizer
 from common.shards import ROOT
 
@@ -44,20 +46,28 @@ def start(main: Callable, options: type) -> None:
     command(lambda: main(tyro.cli(options)))
 
 
-def training(name: str, dataset: str, **options) -> tuple[Callable[[], dict[str, Tensor]], torch.device]:
+def settings(name: str, dataset: str, **options) -> tuple[ModuleType, Options]:
+    """A script, and its Config with its settings for the data set, but for `options`."""
+    script = importlib.import_module(name)
+    of_set = script.SETTINGS.get(dataset, script.SETTINGS["other"])
+    return script, script.Config(**{**of_set, "dataset": dataset, **options})
+
+
+def training(
+    name: str, dataset: str, progress: float = 1.0, **options
+) -> tuple[Callable[[], dict[str, Tensor]], torch.device]:
     """A whole training step of a script with its settings for the data set, but for `options`, and the device.
 
     It draws episodes, augments their images, adds the meta-gradient, clips it, moves the weights, and returns what
-    `meta_step` did of the last batch. Images have their full size, as in the last part of training.
+    `meta_step` did of the last batch. progress: how far training is; where it is less than a script's --half-size,
+    images have half their side.
     """
-    script = importlib.import_module(name)
-    settings = script.SETTINGS.get(dataset, script.SETTINGS["other"])
-    config = script.Config(**{**settings, "dataset": dataset, **options})
+    script, config = settings(name, dataset, **options)
     run = Run(config, script.__file__)
     train, _, _ = run.loaders()
     model = script.Model(train.image_shape, config, run.device)
     optimizer = outer_optimizer(model, config)
-    run.progress = 1.0
+    run.progress = progress
 
     def step():
         optimizer.zero_grad()
