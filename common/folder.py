@@ -77,6 +77,10 @@ def load(
         about = json.loads((source / "config.json").read_text())
         trained_by = about["options"].get("algorithm")
         checkpoint = torch.load(source / "checkpoint.pt", map_location=device, weights_only=True)
+        if resumed and "model" not in checkpoint:
+            raise UsageError(
+                f"--resume {source}: a released run, which has nothing but its best weights; test them by --evaluate"
+            )
         weights = checkpoint["model"] if resumed else checkpoint["best_state"]
         its_log = log.Log()
         try:

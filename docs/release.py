@@ -1,0 +1,102 @@
+"""Copy a finished run into results/, with a small checkpoint: the best weights alone, in half precision.
+
+    python docs/release.py runs/maml-omniglot-5w1s-s0 maml-omniglot      writes results/maml-omniglot
+
+`--evaluate results/NAME` then tests these weights on as many episodes as the run was tested on, which the command does
+itself once: where a weight in half precision changes the accuracy by more than --apart, weights stay in float32.
+"""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs as a script, from anywhere
+
+from common.command import command
+from common.folder import write_whole
+from common.shards import ROOT, UsageError
+
+FILES = ("config.json", "log.csv", "result.json", "curves.png")
+
+
+@dataclass
+class Options:
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run folder whose training and test are done."""
+    name: Annotated[str, tyro.conf.Positional]
+    """Of the folder in --into."""
+    into: Path = ROOT / "results"
+    """The folder that holds what is released."""
+    data_dir: Path | None = None
+    """The folder that holds the data sets; by default the run's."""
+    apart: float = 0.0005
+    """By how much the accuracy of the same test may change."""
+
+
+def small(checkpoint: dict, dtype: torch.dtype) -> bytes:
+    """What --evaluate reads of a checkpoint.pt, matrices and filters in `dtype`. Biases, batch norm's statistics and
+    single numbers, such as a learned strength, are few, and stay in float32."""
+    weights = {
+        name: value.to(dtype) if value.is_floating_point() and value.dim() > 1 else value
+        for name, value in checkpoint["best_state"].items()
+    }
+    kept = {"best_state": weights, **{name: checkpoint[name] for name in ("step", "seconds", "best")}}
+    content = io.BytesIO()
+    torch.save(kept, content)
+    return content.getvalue()
+
+
+def tested_again(folder: Path, options: Options) -> float:
+    """The test accuracy of a released folder's weights."""
+    saved = json.loads((folder / "config.json").read_text())["options"]
+    words = ["--evaluate", folder, "--device", "cpu"]
+    if options.data_dir:
+        words += ["--data-dir", options.data_dir]
+    with tempfile.TemporaryDirectory() as test:
+        script = ROOT / f"{saved['algorithm']}.py"
+        done = subprocess.run([sys.executable, script, *words, "--out", Path(test, "test")], stdout=subprocess.DEVNULL)
+        if done.returncode:
+            raise UsageError(
+                f"{folder} can't be tested again by {script.name}, which says why above; nothing is released"
+            )
+        return json.loads(Path(test, "test", "result.json").read_text())["test_accuracy"]
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__.partition("\n\n")[0])
+    folder = options.into / options.name
+    if lacking := [name for name in (*FILES, "checkpoint.pt") if not (options.run / name).exists()]:
+        raise UsageError(f"{options.run} has no {', '.join(lacking)}, expected a run that is done; train it to its end")
+    if folder.exists():
+        raise UsageError(f"{folder} is there already; give another name, or remove it")
+    checkpoint = torch.load(options.run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    before = json.loads((options.run / "result.json").read_text())["test_accuracy"]
+    partial = options.into / f".{options.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for name in FILES:
+            shutil.copy(options.run / name, partial)
+        for dtype in (torch.float16, torch.float32):
+            write_whole(partial / "checkpoint.pt", small(checkpoint, dtype))
+            after = tested_again(partial, options)
+            if abs(after - before) <= options.apart:
+                break
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    kib = (folder / "checkpoint.pt").stat().st_size / 1024
+    print(f"{folder}: {kib:.0f} KiB in {str(dtype).removeprefix('torch.')}, test {after:.4f}, was {before:.4f}")
+
+
+if __name__ == "__main__":
+    command(main)
