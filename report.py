@@ -17,7 +17,7 @@ from common.command import command
 from common.shards import ROOT
 from reports import sections
 from reports.page import Page
-from reports.runs import find, task_name, tested, trainings
+from reports.runs import find, shown_tests, shown_trainings, task_name
 from reports.times import Times
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     times = Times(options.times)
     alike = find(options.like_for_like) if options.like_for_like else []
     runs = [run for run in find(options.runs) if run.folder not in {other.folder for other in alike}]
-    shown, tests = trainings(runs), tested(runs)
+    shown, tests = shown_trainings(runs), shown_tests(runs)
     one = f"{runs[0].method} on {task_name(runs[0].trained_on)}"
     page = Page("Few-shot meta-learning: the paper's claims and our runs" if len(runs) > 1 else one)
     commits = sorted({str(run.config["commit"])[:10] for run in runs})

@@ -8,6 +8,7 @@ from reports.drawing import plain, png
 from reports.errors import LOW, Outcomes, confusion, of_pictures
 
 RIGHT, WRONG = "#0072B2", "#D55E00"  # told apart by the colour-blind, and by the cross in print
+HEIGHT = 1.22  # of a row of pictures, whose width is 1
 
 
 def distributions(outcomes: Outcomes) -> bytes:
@@ -44,23 +45,27 @@ def worst_episodes(outcomes: Outcomes, shown: int, most_queries: int = 6) -> byt
     for."""
     chosen = np.argsort(outcomes.right.mean(1), kind="stable")[:shown]
     most_support = min(5, max(np.bincount(outcomes.support_labels[e]).max() for e in chosen))
-    drawing = plt.figure(figsize=(10, 0.98 * outcomes.ways * len(chosen) + 0.45 * len(chosen)), layout="constrained")
-    for part, e in zip(np.atleast_1d(drawing.subfigures(len(chosen), 1)), chosen):
-        grid = part.subplots(outcomes.ways, most_support + most_queries, squeeze=False)
-        accuracy = outcomes.right[e].mean()
-        part.suptitle(f"episode {e}: accuracy {accuracy:.2f}; support left, queries right", fontsize=10)
-        for label, row in enumerate(grid):
+    columns, rows = most_support + most_queries, outcomes.ways
+    drawing, panels = plt.subplots(
+        len(chosen), 1, figsize=(columns * 1.1, len(chosen) * (1.3 * rows + 0.4)), squeeze=False
+    )
+    for axes, e in zip(panels.flat, chosen):
+        canvas(axes, columns + 0.4, rows)
+        axes.set_title(
+            f"episode {e}: accuracy {outcomes.right[e].mean():.2f}; support left, queries right", fontsize=11
+        )
+        for label in range(rows):
+            name = f"{letter(label)}: {short(outcomes.names[outcomes.classes[e, label]])}"
             support = outcomes.support_rows[e][outcomes.support_labels[e] == label][:most_support]
             queries = np.flatnonzero(outcomes.query_labels[e] == label)[:most_queries]
-            for axes in row:
-                axes.axis("off")
-            name = outcomes.names[outcomes.classes[e, label]]
-            row[0].set_title(f"{letter(label)}: {short(name)}", fontsize=8, loc="left")
-            for axes, picture in zip(row, support):
-                show(axes, outcomes.images[picture])
-            for axes, q in zip(row[most_support:], queries):
-                show(axes, outcomes.images[outcomes.query_rows[e, q]])
-                mark(axes, outcomes.right[e, q], letter(outcomes.predicted[e, q]))
+            for column, picture in enumerate(support):
+                place(axes, outcomes.images[picture], column, label, name if column == 0 else "")
+            for column, q in enumerate(queries):
+                right, taken = outcomes.right[e, q], letter(outcomes.predicted[e, q])
+                said, colour = f"{'✓' if right else '✗'} {taken}", RIGHT if right else WRONG
+                picture = outcomes.images[outcomes.query_rows[e, q]]
+                place(axes, picture, most_support + 0.4 + column, label, said, colour)
+    drawing.tight_layout()
     return png(drawing)
 
 
@@ -69,53 +74,46 @@ def worst_pictures(outcomes: Outcomes, shown: int) -> bytes:
     was wrong, its own class and the one that it was taken for marked."""
     rows, accuracy, count = of_pictures(outcomes)
     chosen = np.lexsort((-count, accuracy))[:shown]
-    drawing, grid = plt.subplots(
-        len(chosen), 1 + outcomes.ways, figsize=(1.7 * (1 + outcomes.ways), 1.75 * len(chosen)), layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
-    for i, line in zip(chosen, grid):
-        episodes, queries = np.nonzero((outcomes.query_rows == rows[i]) & ~outcomes.right)
-        for axes in line:
-            axes.axis("off")
-        times = "once" if count[i] == 1 else f"{count[i]} times"
-        show(line[0], outcomes.images[rows[i]])
-        if not len(episodes):  # it was always right
-            line[0].set_title(f"asked {times}, right {accuracy[i]:.2f}", fontsize=8)
-            continue
-        e, q = episodes[0], queries[0]
-        name = short(outcomes.names[outcomes.classes[e, outcomes.query_labels[e, q]]])
-        line[0].set_title(f"{name}\nasked {times}, right {accuracy[i]:.2f}", fontsize=8)
-        for label, axes in enumerate(line[1:]):
-            show(axes, outcomes.images[outcomes.support_rows[e][outcomes.support_labels[e] == label][0]])
-            said = {outcomes.query_labels[e, q]: "its class", outcomes.predicted[e, q]: "taken for"}.get(label, "")
-            axes.set_title(f"{short(outcomes.names[outcomes.classes[e, label]])}\n{said}", fontsize=8)
-            if said:
-                frame(axes, RIGHT if said == "its class" else WRONG)
+    columns = 1 + outcomes.ways
+    drawing, axes = plt.subplots(figsize=(1.6 * columns, 1.9 * len(chosen)))
+    canvas(axes, columns + 0.2, len(chosen))
+    for line, i in enumerate(chosen):
+        episodes, queries = np.nonzero(outcomes.query_rows == rows[i])
+        wrong = np.flatnonzero(~outcomes.right[episodes, queries])
+        e, q = (places[wrong[0] if len(wrong) else 0] for places in (episodes, queries))
+        own, taken = outcomes.query_labels[e, q], outcomes.predicted[e, q]
+        name = short(outcomes.names[outcomes.classes[e, own]])
+        place(axes, outcomes.images[rows[i]], 0, line, f"{name}\nright {accuracy[i]:.2f} of {count[i]}")
+        for label in range(outcomes.ways):
+            said = "its class" if label == own else "taken for" if label == taken else ""
+            colour = {"its class": RIGHT, "taken for": WRONG}.get(said)
+            name = f"{short(outcomes.names[outcomes.classes[e, label]])}\n{said}"
+            picture = outcomes.images[outcomes.support_rows[e][outcomes.support_labels[e] == label][0]]
+            place(axes, picture, label + 1.2, line, name, colour)
+    drawing.tight_layout()
     return png(drawing)
 
 
-def show(axes: Axes, image: np.ndarray) -> None:
-    """A picture (C, H, W) uint8, grey or in colours."""
-    axes.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+def canvas(axes: Axes, columns: float, rows: int) -> None:
+    """Room for so many pictures, each 1 wide with some words above it; the first row is the upper one."""
+    axes.set(xlim=(0, columns), ylim=(HEIGHT * rows, 0), aspect="equal")
+    axes.axis("off")
 
 
-def mark(axes: Axes, right: bool, predicted: str) -> None:
-    """A frame, and below it what was predicted: a tick where that is right, else a cross."""
-    frame(axes, RIGHT if right else WRONG)
-    axes.set_title(f"{'✓' if right else '✗'} {predicted}", fontsize=8, color=RIGHT if right else WRONG, pad=2)
-
-
-def frame(axes: Axes, colour: str) -> None:
-    axes.axis("on")
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(color=colour, linewidth=2.5)
+def place(axes: Axes, image: np.ndarray, column: float, row: int, words: str, colour: str | None = None) -> None:
+    """A picture (C, H, W) uint8, grey or in colours, on a canvas: words above it, and a frame if it has a colour."""
+    left, top = column + 0.06, HEIGHT * row + HEIGHT - 0.92
+    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(left, left + 0.88, top + 0.88, top))
+    axes.text(left, top - 0.04, words, fontsize=8, va="bottom", color=colour or "black")
+    if colour:
+        axes.add_patch(plt.Rectangle((left, top), 0.88, 0.88, fill=False, edgecolor=colour, linewidth=2.5))
 
 
 def letter(label: int) -> str:
     return chr(ord("A") + label) if label < 26 else str(label)
 
 
-def short(name: str, most: int = 22) -> str:
+def short(name: str, most: int = 19) -> str:
     """A class's name without its middle, if it is long: alphabets and synsets are told by the beginning."""
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"

@@ -109,7 +109,7 @@ def in_order(tasks: Iterable[Task]) -> list[Task]:
     return sorted(set(tasks), key=lambda task: (_place(task[0], DATASETS), *task))
 
 
-def trainings(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
+def shown_trainings(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
     """Of every task and algorithm the training that is shown, as its runs by seed.
 
     Where there are several the one with the highest validation accuracy, the mean of its seeds' best; the test decides
@@ -129,10 +129,10 @@ def trainings(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
     return {task: of_task for task, of_task in shown.items() if of_task}
 
 
-def tested(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
+def shown_tests(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
     """Of every task and algorithm the test that is shown, by seed: of the training for this task, or where there is
-    none, of another one of `trainings`, with as many views as it has."""
-    chosen = trainings(runs)
+    none, of another one of `shown_trainings`, with as many views as it has."""
+    chosen = shown_trainings(runs)
     shown: dict[Task, dict[str, list[Run]]] = {}
     for task in in_order(run.tested_on for run in runs if run.result):
         of_task = {}

@@ -7,7 +7,7 @@ import numpy as np
 from common.shards import ROOT, UsageError
 from reports import curves, errors, pictures, tables
 from reports.page import Page
-from reports.runs import Run, Task, task_name, trainings
+from reports.runs import Run, Task, shown_trainings, task_name
 from reports.tables import Table
 from reports.times import Times
 
@@ -55,7 +55,7 @@ def like_for_like(page: Page, runs: list[Run], times: Times) -> None:
         "The methods' settings differ in more than the inner loop. These runs have one network, the same disjoint "
         "tasks, as many images a step, no augmentation and one view of a test image: what convexity alone brings."
     )
-    for task, of_task in trainings(runs).items():
+    for task, of_task in shown_trainings(runs).items():
         of_task = {algorithm: [run for run in group if run.result] for algorithm, group in of_task.items()}
         of_task = {algorithm: group for algorithm, group in of_task.items() if group}
         if of_task:
