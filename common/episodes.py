@@ -55,13 +55,17 @@ class EpisodeLoader:
     more than the smallest class has), and all its tasks from them: a method whose backbone knows no task embeds each
     image once for many tasks.
 
+    unequal: a class of a task has 1 to 2 shots - 1 support images, and its task's classes `shots` in the mean: two at a
+    time have k and 2 shots - k, every k as likely. Those that a class doesn't keep stay among the batch's images.
+
     named: the options for ways, shots and queries, for what is raised.
     halved: give images of half the side, the means of 2 x 2 pixels; may be set at any time.
 
     A batch depends on `seed` and its position alone, and on whether rows are drawn on a GPU or the CPU. `offset` and
     `stride` share positions out to ranks.
 
-    Raises UsageError for a file that isn't whole, more ways than classes, or more shots + queries than a class has.
+    Raises UsageError for a file that isn't whole, more ways than classes, more shots + queries than a class has, or one
+    shot where they shall be unequal.
     """
 
     def __init__(
@@ -77,12 +81,14 @@ class EpisodeLoader:
         pool: tuple[int, int] | None = None,
         warp: Warp = Warp(),
         image_size: int = 0,
+        unequal: bool = False,
         named: tuple[str, str, str] = ("--ways", "--shots", "--queries"),
         memory: str = "auto",
         offset: int = 0,
         stride: int = 1,
     ):
         self.path, self.ways, self.shots, self.queries, self.tasks = Path(path), ways, shots, queries, tasks
+        self.most_shots, self.unequal = 2 * shots - 1 if unequal else shots, unequal
         self.device, self.seed, self.warp = torch.device(device), seed, warp
         self.offset, self.stride, self.position = offset, stride, offset
         self.halved = False
@@ -94,13 +100,19 @@ class EpisodeLoader:
             raise UsageError(
                 f"{named[0]} {ways}: {n} of {self.path.parent.name} has {len(counts)} classes; ask for fewer ways"
             )
-        if shots + queries > smallest:
+        if unequal and shots == 1:
+            raise UsageError(f"{named[1]} 1: expected 2 or more with --unequal-shots, as no class has fewer than 1")
+        if self.most_shots + queries > smallest:
             name = self.class_names[int(counts.argmin())]
+            most = f" (up to {self.most_shots} with --unequal-shots)" if unequal else ""
             raise UsageError(
-                f"{named[1]} {shots} and {named[2]} {queries}: class {name} of {self.path.parent.name} {n} "
+                f"{named[1]} {shots}{most} and {named[2]} {queries}: class {name} of {self.path.parent.name} {n} "
                 f"has {smallest} images; ask for no more together"
             )
-        self.pool = pool and (min(max(pool[0], ways), len(counts)), min(max(pool[1], shots + queries), smallest))
+        self.pool = pool and (
+            min(max(pool[0], ways), len(counts)),
+            min(max(pool[1], self.most_shots + queries), smallest),
+        )
         self.mapped = memory == "mapped" or (memory == "auto" and pixels.nbytes > _free_memory(self.device) / 2)
         self.pixels = pixels if self.mapped else self._resized(torch.from_numpy(np.array(pixels)).to(self.device))
         self.largest = int(counts.max())
@@ -129,13 +141,13 @@ class EpisodeLoader:
         if self.halved:
             episode.images = F.avg_pool2d(episode.images, 2)
         if self.warp != Warp():
-            images_a_class = self.pool[1] if self.pool else self.shots + self.queries
+            images_a_class = self.pool[1] if self.pool else self.most_shots + self.queries
             episode.images = warp(episode.images, self.warp, images_a_class, generator)
         return episode
 
     def _draw(self, position: int) -> tuple[Episode, torch.Generator]:
         generator = torch.Generator(self.drawn_on).manual_seed((self.seed * 1_000_003 + position) * 1_000_003 % 2**63)
-        T, N, K, Q = self.tasks, self.ways, self.shots, self.queries
+        T, N, K, Q = self.tasks, self.ways, self.most_shots, self.queries
         if self.pool is None:
             classes = _choose(len(self.count), N, generator, T)  # (T, N)
             within = _choose(self.largest, K + Q, generator, T * N, self.count[classes].flatten())  # (T N, K + Q)
@@ -149,6 +161,9 @@ class EpisodeLoader:
             within = _choose(M, K + Q, generator, T * N).view(T, N, K + Q)
             classes, places = drawn[slots], slots[:, :, None] * M + within
         support, y_support = _shuffle(places[:, :, :K], generator)
+        if self.unequal:
+            kept = _unequal(y_support, N, self.shots, generator)
+            support, y_support = support[kept].view(T, -1), y_support[kept].view(T, -1)
         query, y_query = _shuffle(places[:, :, K:], generator)
         images = self._pixels(rows).float().sub_(self.mean).div_(self.std)
         of_tasks = (x.to(self.device, non_blocking=True) for x in (support, query, y_support, y_query, classes, rows))
@@ -184,6 +199,17 @@ def _shuffle(places: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     labels = torch.arange(N, device=places.device)[:, None].expand(N, K).flatten().expand(T, N * K)
     order = torch.rand(T, N * K, generator=generator, device=places.device).argsort(1)
     return places.flatten(1).gather(1, order), labels.gather(1, order)
+
+
+def _unequal(labels: Tensor, ways: int, shots: int, generator: torch.Generator) -> Tensor:
+    """Which of 2 shots - 1 support images a class, whose labels are (T, n) in random order, a task keeps: ways x shots
+    of them, of two classes at a time k and 2 shots - k.   (T, n) bool"""
+    few = torch.randint(1, 2 * shots, (len(labels), ways // 2), generator=generator, device=generator.device)
+    mean = few.new_full((len(labels), ways % 2), shots)
+    counts = torch.cat([few, 2 * shots - few, mean], 1)  # (T, N)
+    order = torch.rand(counts.shape, generator=generator, device=generator.device).argsort(1)
+    seen = F.one_hot(labels, ways).cumsum(1).gather(2, labels[:, :, None])[:, :, 0]  # the so-manieth of its class
+    return seen <= counts.gather(1, order).gather(1, labels)
 
 
 def _free_memory(device: torch.device) -> float:

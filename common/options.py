@@ -44,6 +44,8 @@ class Options:
     """N, the number of classes in a task."""
     shots: int = option(1, least=1, at_test=True)
     """K, the number of support images a class."""
+    unequal_shots: bool = option(False, at_test=True)
+    """Support images are shared out unequally: --shots a class in the mean, 1 to 2 x shots - 1 of each class."""
     queries: int = option(15, least=1, at_test=True)
     """The number of query images a class, in validation and test."""
     tasks: int = option(16, least=1)

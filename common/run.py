@@ -86,6 +86,7 @@ class Run:
     def _loader(self, split: str, *what: int, **options) -> EpisodeLoader:
         path = self.config.data_dir / self.config.dataset / f"{split}.h5"
         options |= {"memory": self.config.images, "image_size": self.config.image_size}
+        options |= {"unequal": self.config.unequal_shots}
         return EpisodeLoader(path, *what, self.device, offset=self.rank, stride=self.world, **options)
 
     def _build_glyphs(self) -> None:

@@ -30,6 +30,32 @@ def test_support_and_query_are_disjoint_and_balanced(data_dir, pool):
             assert episode.classes[task].unique().numel() == 5
 
 
+@pytest.mark.parametrize("pool", POOLS)
+def test_unequal_shots_come_in_pairs_around_their_mean_and_are_each_as_likely(data_dir, toy, pool):
+    loader = loader_of(data_dir, shots=3, tasks=400, pool=pool, unequal=True)
+    episode = loader.sample()
+    assert episode.support.shape == (400, 15) and episode.query.shape == (400, 15)
+    counts = F.one_hot(episode.y_support, 5).sum(1)  # (T, N)
+    assert counts.min() == 1 and counts.max() == 5
+    ordered = counts.sort(1).values
+    assert (ordered + ordered.flip(1) == 6).all()
+    assert np.abs(counts.flatten().bincount()[[1, 2, 4, 5]].numpy() - 320).max() < 6 * 320**0.5  # a pair has two
+    assert (counts.float().mean(0) - 3).abs().max() < 0.4, "a label tells how many shots it has"
+    for task in range(20):
+        drawn = torch.cat([episode.rows[episode.support[task]], episode.rows[episode.query[task]]])
+        assert drawn.unique().numel() == 30 and episode.y_query[task].bincount().tolist() == [3] * 5
+    class_of_row = np.searchsorted(toy["start"], episode.rows[episode.support].numpy(), side="right") - 1
+    np.testing.assert_array_equal(class_of_row, episode.classes.gather(1, episode.y_support).numpy())
+
+
+def test_one_shot_or_too_few_images_for_unequal_shots_are_refused(data_dir):
+    with pytest.raises(UsageError, match="--shots 1: expected 2 or more with --unequal-shots"):
+        loader_of(data_dir, shots=1, unequal=True)
+    with pytest.raises(UsageError, match=r"--shots 9 \(up to 17 with --unequal-shots\) and --queries 4: class"):
+        loader_of(data_dir, shots=9, queries=4, unequal=True)
+    loader_of(data_dir, shots=9, queries=3, unequal=True)
+
+
 @pytest.mark.parametrize("memory", ("device", "mapped"))
 @pytest.mark.parametrize("pool", POOLS)
 def test_images_and_labels_are_those_of_the_file(data_dir, toy, pool, memory):
