@@ -5,11 +5,11 @@ filters and batch norm before pooling, in float32, disjoint 5-way 1-shot tasks, 
 step as maml.py has for the data set, no augmentation and one view. What belongs to the inner loop (its steps, rate or
 strength) is each script's own; the outer rate is chosen for each on validation, over seeds, in short trainings.
 
-    python -m benchmarks.alike --dataset omniglot --data-dir data
-    python report.py results --like-for-like results/alike --out report
+    python -m benchmarks.alike --dataset omniglot --steps 5000
+    python report.py results --like-for-like runs/alike --out report
 
-Trainings go to OUT/SCRIPT-DATASET, the rates' tables to OUT/rates. Given again, the command goes on where it was
-stopped. `python -m benchmarks.steps --alike` measures what a step of these settings takes.
+Trainings go to RUNS/SCRIPT-DATASET, the rates' tables to OUT. Given again, the command goes on where it was stopped.
+`python -m benchmarks.steps --alike` measures what a step of these settings takes.
 """
 
 import json
@@ -41,8 +41,10 @@ class Options(OnData):
     val_episodes: int = 1000
     """of a validation that chooses a rate"""
     test_episodes: int = 1000
-    device: str = "auto"
-    out: Path = ROOT / "results" / "alike"
+    device: str = "cpu"
+    runs: Path = ROOT / "runs" / "alike"
+    """folder for the run folders"""
+    out: Path = ROOT / "results" / "compare"
 
 
 def options_of(algorithm: str, dataset: str) -> dict:
@@ -52,8 +54,9 @@ def options_of(algorithm: str, dataset: str) -> dict:
     options = {
         "width": 64, "first_width": 0, "block": "norm-pool", "keep_border": tasks.get("keep_border", False),
         "precision": "float32", "shots": 1, "tasks": tasks["tasks"], "train_ways": 0, "train_shots": 0,
-        "train_queries": queries, "pool_classes": 0, "half_size": 0.0, "weight_decay": 0.0, "flip": False,
-        "rotate": 0.0, "zoom": 0.0, "shift": 0.0, "flip_class": False, "rotate_class": 0.0, "jitter": 0.0,
+        "train_queries": queries, "pool_classes": 0, "pool_images": 20, "half_size": 0.0, "weight_decay": 0.0,
+        "flip": False, "rotate": 0.0, "zoom": 0.0, "shift": 0.0, "flip_class": False, "rotate_class": 0.0,
+        "jitter": 0.0,
     }  # fmt: skip
     if algorithm in ("convex_imaml", "convex_maml"):
         options["views"] = 1
@@ -81,9 +84,9 @@ def best_rate(algorithm: str, options: Options) -> float:
         shared["data_dir"] = options.data_dir.absolute()
     rates = RATES.get(algorithm, ADAMS_RATES)
     compared = compare.Options(
-        name=f"{algorithm}-{options.dataset}", variants=tuple(f"learning-rate={rate:g}" for rate in rates),
+        name=f"rates-{algorithm}-{options.dataset}", variants=tuple(f"learning-rate={rate:g}" for rate in rates),
         scripts=(f"{algorithm}.py",), options=tuple(words(shared)), seeds=options.seeds,
-        val_episodes=options.val_episodes, out=options.out / "rates",
+        val_episodes=options.val_episodes, out=options.out,
     )  # fmt: skip
     compare.main(compared)
     runs = json.loads((compared.out / f"{compared.name}.json").read_text())["runs"]
@@ -96,7 +99,7 @@ def best_rate(algorithm: str, options: Options) -> float:
 
 def train(algorithm: str, rate: float, options: Options) -> None:
     """The training with that rate, or the rest of it."""
-    folder = options.out / f"{algorithm}-{options.dataset}"
+    folder = options.runs / f"{algorithm}-{options.dataset}"
     if (folder / "result.json").exists():
         return
     given = options_of(algorithm, options.dataset) | {
@@ -110,7 +113,6 @@ def train(algorithm: str, rate: float, options: Options) -> None:
 
 
 def main(options: Options) -> None:
-    options.out.mkdir(parents=True, exist_ok=True)
     for algorithm in options.algorithms:
         train(algorithm, best_rate(algorithm, options), options)
 

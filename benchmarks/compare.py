@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import markdown, origin, save, start
+from common import log
 from common.shards import ROOT, UsageError
 
 
@@ -39,7 +40,8 @@ class Options:
 
 
 def train(options: Options, script: str, variant: str, seed: int) -> dict:
-    """result.json of a run of its own, its commit, and all its options but seed and folder."""
+    """result.json of a run of its own, its commit, all its options but seed and folder, and at the end of training the
+    median of its solver's iterations, where it has one."""
     given = [f"val-episodes={options.val_episodes}", *options.options, *variant.split(","), f"seed={seed}"]
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
@@ -47,8 +49,10 @@ def train(options: Options, script: str, variant: str, seed: int) -> dict:
         subprocess.run([sys.executable, ROOT / script, *words, "--out", run], check=True)
         result = json.loads((run / "result.json").read_text())
         config = json.loads((run / "config.json").read_text())
+        iterations = log.read(run / "log.csv", result["steps"]).rows[-1].get("iterations")
     of_all_seeds = {name: value for name, value in config["options"].items() if name not in ("seed", "out")}
-    return result | {"commit": config["commit"], "config": of_all_seeds}
+    solver = {} if iterations is None else {"iterations": float(iterations)}
+    return result | solver | {"commit": config["commit"], "config": of_all_seeds}
 
 
 def accuracy(run: dict | None) -> str:

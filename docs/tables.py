@@ -30,7 +30,7 @@ from common.shards import ROOT
 from reports.methods import ALGORITHMS, DATASETS, PAPER, PUBLISHED, THIS_PAPER, Algorithm
 
 PICTURE = ROOT / "docs" / "accuracy.png"
-PAGES = ("README.md", "docs/results.md", "docs/speed.md", "docs/data.md", "docs/maths.md")
+PAGES = ("README.md", "docs/results.md", "docs/evidence.md", "docs/speed.md", "docs/data.md", "docs/maths.md")
 # What an option says has changed since some runs were made: convex_imaml.py's tolerance was of the inner gradient,
 # relative to its start, and is of W. Their commands leave it out.
 REDEFINED = {"tolerance"}

@@ -193,10 +193,12 @@ def test_every_function_and_test_that_a_page_names_exists(page):
 
 @each_page
 def test_every_option_that_a_page_names_is_one_of_a_command(page):
-    from benchmarks import SCRIPTS, compare, costs, heads, memory, meta_step, run, steady, tasks
+    from benchmarks import SCRIPTS
 
-    benchmarks = (compare, costs, heads, memory, meta_step, run, steady, tasks)
-    options = [importlib.import_module(name).Config for name in SCRIPTS] + [b.Options for b in benchmarks]
+    benchmarks = [f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py")]
+    commands = map(importlib.import_module, [*benchmarks, "report", "docs.release"])
+    options = [importlib.import_module(name).Config for name in SCRIPTS]
+    options += [command.Options for command in commands if hasattr(command, "Options")]
     known = {name.replace("_", "-") for option in options for name in option.__dataclass_fields__}
     known |= set(re.findall(r'"--([a-z-]+)"', (ROOT / "data_prep" / "build.py").read_text()))
     known |= {"help", "print-config", "nproc-per-node", "check"}  # of every script, of torchrun, of docs/tables.py

@@ -1,0 +1,150 @@
+"""Imbalanced episodes: what each method loses where the classes of a task have unequal numbers of support images.
+
+The paper names them as future work. With --unequal-shots, 5 shots are the mean of a task's classes, each of which has 1
+to 9. Every script is trained with equal and with unequal shots, and each of these runs is tested with both.
+
+    python -m benchmarks.imbalance --dataset omniglot --steps 2000 --out results/benchmarks
+
+Runs are RUNS/SCRIPT-DATASET-equal and -unequal, and their tests lie in them. What is there isn't made again, so that a
+run that exists (5 shots, a test of as many --queries) may be put there as it is.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import SCRIPTS, OnData, markdown, report, start
+from common.meters import mean_ci95
+from common.shards import ROOT
+from reports.methods import ALGORITHMS
+
+KINDS = ("equal", "unequal")
+
+
+@dataclass
+class Options(OnData):
+    algorithms: tuple[str, ...] = SCRIPTS
+    shots: int = 5
+    """of a class, in the mean"""
+    queries: int = 10
+    """of a class in validation and test: a class of Omniglot has 20 images"""
+    steps: int | None = None
+    """of every training; by default the script's own for the data set"""
+    test_episodes: int = 1000
+    device: str = "cpu"
+    runs: Path = ROOT / "runs" / "imbalance"
+    """folder for the run folders"""
+
+
+def command(script: str, *words: object) -> None:
+    subprocess.run([sys.executable, ROOT / f"{script}.py", *map(str, words)], check=True)
+
+
+def runs_of(script: str, options: Options) -> None:
+    """Make, or finish, the script's two runs and their four tests."""
+    data = ("--data-dir", options.data_dir.absolute(), "--device", options.device)
+    for trained in KINDS:
+        run = folder(script, trained, options)
+        if (run / "checkpoint.pt").exists() and not (run / "result.json").exists():
+            command(script, "--resume", run, *data)
+        elif not run.exists():
+            words = ["--dataset", options.dataset, "--shots", options.shots, "--queries", options.queries]
+            words += ["--steps", options.steps] if options.steps else []
+            words += ["--unequal-shots"] if trained == "unequal" else []
+            command(script, *words, "--test-episodes", options.test_episodes, *data, "--out", run)
+        for tested in KINDS:
+            if not (run / f"test-{tested}" / "result.json").exists():
+                how = "--unequal-shots" if tested == "unequal" else "--no-unequal-shots"
+                words = ["--evaluate", run, how, "--queries", options.queries, "--test-episodes", options.test_episodes]
+                command(script, *words, *data, "--out", run / f"test-{tested}")
+
+
+def folder(script: str, trained: str, options: Options) -> Path:
+    return options.runs / f"{script}-{options.dataset}-{trained}"
+
+
+def by_shots(test: Path) -> dict[int, tuple[float, float]]:
+    """Accuracy, and half of its 95 % interval, of the queries of classes with 1, 2, ... support images, in a test."""
+    with np.load(test / "episodes.npz") as kept:
+        support, query, predicted = (kept[name] for name in ("support_labels", "query_labels", "predicted"))
+        ways = kept["classes"].shape[1]
+    counts = (support[:, :, None] == np.arange(ways)).sum(1)  # (E, N)
+    of_query = np.take_along_axis(counts, query, 1)  # (E, Q)
+    right = predicted == query
+    found = {}
+    for shots in np.unique(counts):
+        chosen = of_query == shots
+        some = chosen.any(1)
+        of_episodes = (right * chosen).sum(1)[some] / chosen.sum(1)[some]  # queries of an episode aren't independent
+        found[int(shots)] = mean_ci95(of_episodes)
+    return found
+
+
+def measure(script: str, options: Options) -> dict:
+    """{"algorithm", "tests": {"trained, tested": [accuracy, interval]}, "by_shots": of the run with equal shots}."""
+    tests = {}
+    for trained in KINDS:
+        for tested in KINDS:
+            result = json.loads((folder(script, trained, options) / f"test-{tested}" / "result.json").read_text())
+            tests[f"{trained}, {tested}"] = [result["test_accuracy"], result["test_ci95"]]
+    shots = by_shots(folder(script, "equal", options) / "test-unequal")
+    return {"algorithm": script, "steps": result["steps"], "tests": tests, "by_shots": shots}
+
+
+def as_table(rows: list[dict]) -> str:
+    shown = []
+    for row in rows:
+        tests = row["tests"]
+        cells = ["{:.4f} ± {:.4f}".format(*tests[key]) for key in tests]
+        for trained in KINDS:  # the intervals of two independent tests
+            (equal, a), (unequal, b) = (tests[f"{trained}, {tested}"] for tested in KINDS)
+            cells.append(f"{unequal - equal:+.4f} ± {math.hypot(a, b):.4f}")
+        shown.append([ALGORITHMS[row["algorithm"]].name, f"{row['steps']:,}", *cells])
+    heads = ["method", "steps", *(f"trained {t}, tested {u}" for t in KINDS for u in KINDS)]
+    return markdown([*heads, "lost, trained equal", "lost, trained unequal"], shown)
+
+
+def plot(rows: list[dict], title: str) -> bytes:
+    """Accuracy of queries against the support images that their class had, in the test of the runs with equal shots."""
+    from matplotlib import pyplot as plt
+
+    from reports.drawing import name_lines, plain, png
+
+    figure, axes = plt.subplots(figsize=(7, 4.6))
+    figure.subplots_adjust(left=0.1, right=0.78, top=0.9, bottom=0.12)
+    ends = {}
+    for row in rows:
+        method = ALGORITHMS[row["algorithm"]]
+        shots = sorted(row["by_shots"])
+        values, half = np.array([row["by_shots"][k] for k in shots]).T
+        axes.plot(shots, values, color=method.colour, dashes=method.dashes)
+        axes.fill_between(shots, values - half, values + half, color=method.colour, alpha=0.15, linewidth=0)
+        ends[method.name] = shots[-1], values[-1], method.colour
+    axes.set(xlabel="support images of a query's class", ylabel="accuracy", xlim=(min(shots), max(shots)))
+    axes.set_xticks(shots)
+    axes.set_title(title, fontsize=10, loc="left")
+    plain(axes)
+    name_lines(axes, ends)
+    return png(figure)
+
+
+def main(options: Options) -> None:
+    rows = []
+    for script in options.algorithms:
+        runs_of(script, options)
+        rows.append(measure(script, options))
+    content = {"dataset": options.dataset, "shots": options.shots, "queries": options.queries, "rows": rows}
+    title = f"{options.dataset}, 5-way, {options.shots} shots in the mean, {options.test_episodes:,} episodes"
+    name = f"imbalance-{options.dataset}"
+    report(options.out, name, content, f"{title}\n\n{as_table(rows)}", options.device)
+    if options.out:
+        (options.out / f"{name}.png").write_bytes(plot(rows, title))
+
+
+if __name__ == "__main__":
+    start(main, Options)
