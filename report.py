@@ -6,7 +6,6 @@
 Beside the page, FOLDER gets every picture as PNG, and the text and tables as report.md.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -57,7 +56,7 @@ def main() -> None:
     for task, of_task in tests.items():
         sections.wrong(page, task, of_task, runs, options.data_dir)
     page.write(options.out)
-    print(f"{options.out / 'index.html'}: {len(page.parts)} parts", file=sys.stderr)
+    print(options.out / "index.html")
 
 
 if __name__ == "__main__":

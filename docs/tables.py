@@ -7,7 +7,6 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`, where NAME is 
 A run folder added to results/ gets its rows, and its line in the picture, by itself.
 """
 
-import csv
 import dataclasses
 import functools
 import hashlib
@@ -27,7 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from benchmarks import markdown
 from common.options import flag
 from common.shards import ROOT
+from reports.curves import line
 from reports.methods import ALGORITHMS, DATASETS, PAPER, PUBLISHED, THIS_PAPER, Algorithm
+from reports.runs import find
+from reports.times import Times
 
 PICTURE = ROOT / "docs" / "accuracy.png"
 PAGES = ("README.md", "docs/results.md", "docs/evidence.md", "docs/speed.md", "docs/data.md", "docs/maths.md")
@@ -396,16 +398,16 @@ def filled(text: str) -> str:
 
 
 def validations() -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """Minutes of training and validation accuracy (per cent) of the best run, by data set and algorithm."""
-    lines = {}
+    """Minutes of training and validation accuracy (per cent) of the best run, by data set and algorithm. Minutes are
+    those of an idle machine where there is a table of them."""
+    times, lines = Times(sorted((ROOT / "results" / "benchmarks").glob("steps-*.json"))), {}
     for dataset in ("omniglot", "miniimagenet"):
         lines[dataset] = {}
         for script in ALGORITHMS:
             if row := best(script, dataset):
-                with open(ROOT / "results" / row.name / "log.csv") as file:
-                    points = [line for line in csv.DictReader(file) if line["val_accuracy"]]
-                minutes = [float(point["seconds"]) / 60 for point in points]
-                lines[dataset][script] = minutes, [100 * float(point["val_accuracy"]) for point in points]
+                (run,) = [run for run in find([ROOT / "results" / row.name]) if run.rows]
+                steps, accuracy = line(run, "val_accuracy", times)
+                lines[dataset][script] = times.minutes(run, steps).tolist(), (100 * accuracy).tolist()
     return lines
 
 

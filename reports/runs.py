@@ -74,7 +74,8 @@ class Run:
 
 
 def find(folders: Iterable[Path]) -> list[Run]:
-    """The runs in folders, or that folders are, in the order of methods, data sets and names.
+    """The runs in folders, or that folders are, in the order of methods, data sets and names. Those with unequal shots
+    are left out, and tests with another number of queries than in training: what they ask is something else.
 
     Raises UsageError where there are none, or where a test's training isn't there.
     """
@@ -89,8 +90,9 @@ def find(folders: Iterable[Path]) -> list[Run]:
         if folder in trained:
             last_step = result.get("steps", 10**12)
             runs.append(Run(folder, trained[folder], result, log.read(folder / "log.csv", last_step).rows))
-        elif result:
+        elif result and not _asks_otherwise(folder, _config_of_test(folder, trained)):
             runs.append(Run(folder, _config_of_test(folder, trained), result))
+    runs = [run for run in runs if not run.options.get("unequal_shots")]
     if not runs:
         names = ", ".join(map(str, folders))
         raise UsageError(f"{names}: no run is there (config.json with log.csv or result.json); name folders of runs")
@@ -162,6 +164,14 @@ def _config_of_test(folder: Path, trained: dict[Path, dict]) -> dict:
     if (folder / "config.json").exists():
         return json.loads((folder / "config.json").read_text())
     raise UsageError(f"{folder} is a test without its training; name the folder of the run that was tested too")
+
+
+def _asks_otherwise(test: Path, training: dict) -> bool:
+    """Whether a test's own config.json, if it has one, has other queries or unequal shots."""
+    if not (test / "config.json").exists():
+        return False
+    own = json.loads((test / "config.json").read_text())["options"]
+    return bool(own.get("unequal_shots")) or own["queries"] != training["options"]["queries"]
 
 
 def _place(name: str, order: Iterable[str]) -> tuple[int, str]:

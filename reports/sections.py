@@ -25,7 +25,8 @@ def training(page: Page, task: Task, of_task: dict[str, list[Run]], times: Times
     page.heading("Time to accuracy", 3)
     page.say(
         "The paper says that the convex methods train up to 10 times faster than MAML. These are the minutes of "
-        "training until validation is first at 95 % of a method's own last, and as high as MAML's last."
+        "training until validation is first at 95 % of a method's own last, and as high as MAML's last; of several "
+        "seeds, the first one's."
     )
     page.table(tables.time_to_accuracy(of_task, times))
     page.heading("Oscillation of the meta-gradient", 3)

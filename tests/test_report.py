@@ -106,6 +106,16 @@ def test_a_cell_without_a_training_of_its_own_has_the_test_of_the_shown_one(tmp_
     assert row[:3] == ["MAML", "0.91", "0.9000 ± 0.0100"] and "Omniglot, 5-way 1-shot" in row
 
 
+def test_what_asks_something_else_than_a_balanced_test_is_left_out(tmp_path):
+    run = write_run(tmp_path / "run")
+    write_run(tmp_path / "unequal", shots=5, unequal_shots=True)
+    config = json.loads((run / "config.json").read_text())
+    for name, differs in (("other", {"queries": 10}), ("uneven", {"unequal_shots": True}), ("same", {})):
+        folder = write_test(run / f"test-{name}", run, shots=5)
+        (folder / "config.json").write_text(json.dumps(config | {"options": config["options"] | differs}))
+    assert [run.name for run in find([tmp_path])] == ["run", "test-same"]
+
+
 def test_what_is_no_run_is_one_line(tmp_path, monkeypatch, capsys):
     assert make_report(monkeypatch, tmp_path, "--out", tmp_path / "out") == 2
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "out").exists()
