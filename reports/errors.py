@@ -99,9 +99,10 @@ def confused_pairs(outcomes: Outcomes, shown: int, least: int = 15) -> list[tupl
     return [(names[i], names[j], float(share[i, j]), int(offered[i, j])) for i, j in pairs]
 
 
-def colours(outcomes: Outcomes) -> tuple[np.ndarray, np.ndarray]:
-    """Distances in mean colour, or in ink where there is one channel, of each query from the mean of each class's
-    support (E, Q, N); and the same rows' labels in the same form as given (E, Q)."""
+def colour_distances(outcomes: Outcomes) -> np.ndarray:
+    """Of each query from the mean of each class's support, in mean colour, or in ink where there is one channel.
+
+    (E, Q, N)"""
     rows = np.unique(np.concatenate([outcomes.support_rows.ravel(), outcomes.query_rows.ravel()]))
     mean = np.zeros((len(outcomes.images), outcomes.images.shape[1]))
     for some in np.array_split(rows, len(rows) // 1000 + 1):
@@ -109,7 +110,7 @@ def colours(outcomes: Outcomes) -> tuple[np.ndarray, np.ndarray]:
     belongs = outcomes.support_labels[:, None, :] == np.arange(outcomes.ways)[:, None]  # (E, N, S)
     weights = belongs / belongs.sum(-1, keepdims=True)
     centres = weights @ mean[outcomes.support_rows]  # (E, N, C)
-    return np.linalg.norm(mean[outcomes.query_rows][:, :, None] - centres[:, None], axis=-1), outcomes.query_labels
+    return np.linalg.norm(mean[outcomes.query_rows][:, :, None] - centres[:, None], axis=-1)
 
 
 @dataclass
@@ -129,7 +130,7 @@ class Colour:
 
 def colour(outcomes: Outcomes, chosen: np.ndarray | None = None, draws: int = 2000) -> Colour:
     """Of all errors, or of those among the `chosen` queries (E, Q)."""
-    distance, labels = colours(outcomes)
+    distance, labels = colour_distances(outcomes), outcomes.query_labels
     own = np.take_along_axis(distance, labels[..., None], 2)  # (E, Q, 1)
     nearer = distance < own
     wrong = ~outcomes.right if chosen is None else ~outcomes.right & chosen

@@ -18,7 +18,7 @@ ASIDE = {
 Task = tuple[str, int, int]  # data set, ways, shots
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """A training's folder, or that of a test of it again, which has the training's config and no rows."""
 
@@ -83,15 +83,16 @@ def find(folders: Iterable[Path]) -> list[Run]:
     there = {
         file.parent for folder in folders for name in ("config.json", "result.json") for file in folder.rglob(name)
     }
-    trained = {folder: json.loads((folder / "config.json").read_text()) for folder in there if _is_training(folder)}
+    trained = {folder: _read(folder / "config.json") for folder in there if _is_training(folder)}
     runs = []
     for folder in there:
-        result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
+        result = _read(folder / "result.json") if (folder / "result.json").exists() else {}
         if folder in trained:
-            last_step = result.get("steps", 10**12)
-            runs.append(Run(folder, trained[folder], result, log.read(folder / "log.csv", last_step).rows))
-        elif result and not _asks_otherwise(folder, _config_of_test(folder, trained)):
-            runs.append(Run(folder, _config_of_test(folder, trained), result))
+            runs.append(Run(folder, trained[folder], result, _rows(folder / "log.csv", result)))
+        elif result:
+            config = _config_of_test(folder, trained)
+            if not _asks_otherwise(folder, config):
+                runs.append(Run(folder, config, result))
     runs = [run for run in runs if not run.options.get("unequal_shots")]
     if not runs:
         names = ", ".join(map(str, folders))
@@ -133,23 +134,42 @@ def shown_trainings(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
 
 def shown_tests(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
     """Of every task and algorithm the test that is shown, by seed: of the training for this task, or where there is
-    none, of another one of `shown_trainings`, with as many views as it has."""
+    none, of another one of `shown_trainings` on the data set, with as many views as it has."""
     chosen = shown_trainings(runs)
     shown: dict[Task, dict[str, list[Run]]] = {}
     for task in in_order(run.tested_on for run in runs if run.result):
         of_task = {}
         for algorithm in dict.fromkeys(run.algorithm for run in runs):
-            of_algorithm = [group for groups in chosen.values() for group in [groups.get(algorithm)] if group]
-            group = [run for run in chosen.get(task, {}).get(algorithm, []) if run.result]
-            if not group:
-                allowed = {run.alike for trained in of_algorithm for run in trained}
-                group = [run for run in runs if run.result and (run.algorithm, run.tested_on) == (algorithm, task)]
-                group = [run for run in group if not run.rows and (run.alike in allowed or not allowed)]
-                group = sorted(group, key=lambda run: run.views != run.options.get("views", 1))[:1]
-            if group:
+            own = [run for run in chosen.get(task, {}).get(algorithm, []) if run.result]
+            others = _tests_of_others(task, [run for run in runs if run.algorithm == algorithm], chosen)
+            if group := own or others[:1]:
                 of_task[algorithm] = group
         shown[task] = of_task
     return {task: of_task for task, of_task in shown.items() if of_task}
+
+
+def _tests_of_others(task: Task, runs: list[Run], chosen: dict[Task, dict[str, list[Run]]]) -> list[Run]:
+    """Tests on the task that are no training's own, with as many views as in training first."""
+    trained = [run for groups in chosen.values() for group in groups.values() for run in group]
+    alike = {run.alike for run in trained if run in runs and run.trained_on[0] == task[0]}
+    tests = [run for run in runs if run.result and not run.rows and run.tested_on == task]
+    if any(run in trained for run in runs):
+        tests = [run for run in tests if run.alike in alike]
+    return sorted(tests, key=lambda run: run.views != run.options.get("views", 1))
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged ({error}); leave {path.parent} out") from None
+
+
+def _rows(path: Path, result: dict) -> list[dict[str, str]]:
+    try:
+        return log.read(path, result.get("steps", 10**12)).rows
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged ({error}); leave {path.parent} out") from None
 
 
 def _is_training(folder: Path) -> bool:
@@ -158,11 +178,13 @@ def _is_training(folder: Path) -> bool:
 
 def _config_of_test(folder: Path, trained: dict[Path, dict]) -> dict:
     """A test's training is the folder that it lies in, or whose name begins its own."""
-    mine = [t for t in trained if t == folder.parent or (t.parent == folder.parent and folder.name.startswith(t.name))]
+    mine = [
+        t for t in trained if t == folder.parent or (t.parent == folder.parent and folder.name.startswith(f"{t.name}-"))
+    ]
     if mine:
         return trained[max(mine, key=lambda t: len(str(t)))]
     if (folder / "config.json").exists():
-        return json.loads((folder / "config.json").read_text())
+        return _read(folder / "config.json")
     raise UsageError(f"{folder} is a test without its training; name the folder of the run that was tested too")
 
 
@@ -170,7 +192,7 @@ def _asks_otherwise(test: Path, training: dict) -> bool:
     """Whether a test's own config.json, if it has one, has other queries or unequal shots."""
     if not (test / "config.json").exists():
         return False
-    own = json.loads((test / "config.json").read_text())["options"]
+    own = _read(test / "config.json")["options"]
     return bool(own.get("unequal_shots")) or own["queries"] != training["options"]["queries"]
 
 

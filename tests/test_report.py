@@ -355,3 +355,17 @@ def test_episodes_of_another_data_set_are_refused(command, tmp_path, data_dir):
     write_set(tmp_path / "other", "toy", counts=(30, 31))
     with pytest.raises(UsageError, match="was made with another"):
         errors.read(run, tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ("config.json", "result.json", "log.csv"))
+def test_a_damaged_file_of_a_run_is_named(name, tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / name).write_text("{")
+    with pytest.raises(UsageError, match=f"{name} is damaged .*leave .*run out"):
+        find([tmp_path])
+
+
+def test_a_test_on_another_data_set_is_no_cell_of_that_one(tmp_path):
+    run = write_run(tmp_path / "run")
+    write_test(run / "test-mini", run, dataset="miniimagenet")
+    assert list(shown_tests(find([tmp_path]))) == [("omniglot", 5, 1)]
