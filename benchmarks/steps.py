@@ -19,6 +19,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from benchmarks import SCRIPTS, OnData, markdown, report, settings, start, training
 from benchmarks.alike import options_of
@@ -41,6 +42,8 @@ class Options(OnData):
     warmup: int = 10
     """steps before those, in which memory is faulted in"""
     device: str = "cpu"
+    images: Literal["device", "mapped"] = "device"
+    """where the pictures are: mapped, processes share them, where there isn't memory for each to have all"""
 
     def __post_init__(self):
         if self.turns < 2:
@@ -65,7 +68,7 @@ def measure(shots: int, options: Options) -> list[dict]:
     all its options, by which report.py finds the row of a run."""
     pieces, configs = {}, {}
     for name in options.algorithms:
-        given = {"shots": shots, "data_dir": options.data_dir, "device": options.device}
+        given = {"shots": shots, "data_dir": options.data_dir, "device": options.device, "images": options.images}
         given |= options_of(name, options.dataset) if options.alike else {}
         _, configs[name] = settings(name, options.dataset, **given)
         pieces[name, 1.0] = partial(whole_step, name, options.dataset, 1.0, given)

@@ -2,8 +2,8 @@
 
     python docs/release.py runs/maml-omniglot-5w1s-s0 maml-omniglot      writes results/maml-omniglot
 
-`--evaluate results/NAME` then tests these weights on as many episodes as the run was tested on, which the command does
-itself once: where a weight in half precision changes the accuracy by more than --apart, weights stay in float32.
+`--evaluate results/NAME` then tests these weights on the episodes that the run was tested on, which the command does
+itself once: where half precision changes the accuracy by more than --apart, weights stay in float32.
 """
 
 import io
@@ -79,13 +79,17 @@ def main() -> None:
     if folder.exists():
         raise UsageError(f"{folder} is there already; give another name, or remove it")
     checkpoint = torch.load(options.run / "checkpoint.pt", map_location="cpu", weights_only=True)
-    before = json.loads((options.run / "result.json").read_text())["test_accuracy"]
+    result = json.loads((options.run / "result.json").read_text())
     partial = options.into / f".{options.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         for name in FILES:
             shutil.copy(options.run / name, partial)
+        before = result["test_accuracy"]
+        if result["device"] != "cpu":  # other devices draw other episodes
+            write_whole(partial / "checkpoint.pt", small(checkpoint, torch.float32))
+            before = tested_again(partial, options)
         for dtype in (torch.float16, torch.float32):
             write_whole(partial / "checkpoint.pt", small(checkpoint, dtype))
             after = tested_again(partial, options)

@@ -259,6 +259,23 @@ def test_a_released_run_is_small_and_is_tested_as_it_was_but_not_resumed(command
     assert "a released run, which has nothing but its best weights" in capsys.readouterr().err
 
 
+def test_half_precision_is_held_against_float32_on_the_same_episodes(command, tmp_path, monkeypatch):
+    """Which are others on a GPU, where this run is said to have been."""
+    assert command(f"{TINY} --steps 2 --out run") == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    (tmp_path / "run" / "result.json").write_text(json.dumps(result | {"device": "cuda:0", "test_accuracy": 0.0}))
+    tested = []
+
+    def tested_again(folder, options):
+        tested.append(state_of(folder)["best_state"]["backbone.blocks.0.convolution.weight"].dtype)
+        return 0.5
+
+    monkeypatch.setattr(release, "tested_again", tested_again)
+    monkeypatch.setattr(sys, "argv", ["release.py", "run", "released", "--into", str(tmp_path / "results")])
+    release.main()
+    assert tested == [torch.float32, torch.float16]
+
+
 def test_weights_stay_in_float32_where_half_of_it_changes_the_accuracy(command, tmp_path, monkeypatch):
     assert command(f"{TINY} --steps 2 --out run") == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
