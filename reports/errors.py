@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from common.shards import UsageError, read_shard
+from reports.methods import SYNSETS
 from reports.runs import Run
 
 LOW = 0.2  # accuracy below which an episode or a picture is shown: what guessing gives with 5 ways
@@ -19,7 +20,7 @@ class Outcomes:
     """A test: what was asked, and what was predicted."""
 
     images: np.ndarray  # (n, C, H, W) uint8, all pictures of the split
-    names: list[str]  # of the split's classes
+    names: list[str]  # of the split's classes, for people
     classes: np.ndarray  # (E, N) the class that each label stands for
     support_rows: np.ndarray  # (E, S)
     support_labels: np.ndarray  # (E, S)
@@ -53,7 +54,7 @@ def read(run: Run, data_dir: Path) -> Outcomes:
         arrays = {name: kept[name] for name in Outcomes.__dataclass_fields__ if name in kept}
     shard = data_dir / run.result["dataset"] / "test.h5"
     images, starts, names, *_ = read_shard(shard)
-    outcomes = Outcomes(images, names, **arrays)
+    outcomes = Outcomes(images, [SYNSETS.get(name, name) for name in names], **arrays)
     rows, labels = outcomes.query_rows, outcomes.class_of(outcomes.query_labels)
     if rows.max() >= len(images) or (np.searchsorted(starts, rows, "right") - 1 != labels).any():
         raise UsageError(f"{path} was made with another {shard}; name the folder of that one by --data-dir")

@@ -62,6 +62,15 @@ class Published(NamedTuple):
     source: str
 
 
+# The classes of mini-ImageNet's test split, which its files name by the numbers of WordNet.
+SYNSETS = {
+    "n01930112": "nematode", "n01981276": "king crab", "n02099601": "golden retriever", "n02110063": "malamute",
+    "n02110341": "dalmatian", "n02116738": "African wild dog", "n02129165": "lion", "n02219486": "ant",
+    "n02443484": "black-footed ferret", "n02871525": "bookshop", "n03127925": "crate", "n03146219": "cuirass",
+    "n03272010": "electric guitar", "n03544143": "hourglass", "n03775546": "mixing bowl", "n04146614": "school bus",
+    "n04149813": "scoreboard", "n04418357": "theatre curtain", "n04522168": "vase", "n07613480": "trifle",
+}  # fmt: skip
+
 # The figures are rounded to a tenth. Of the methods below the six, pre-trained ones classify all 64 classes first.
 PUBLISHED = [
     Published("omniglot", "Convex iMAML", 81, 88, "not said", "not said", "1", PAPER),

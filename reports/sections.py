@@ -47,7 +47,8 @@ def table_2(page: Page, tests: dict[Task, dict[str, list[Run]]], times: Times) -
     for task, of_task in tests.items():
         page.heading(task_name(task), 3)
         page.table(tables.table_2(task, of_task, times))
-        page.say(times.of(group[0] for group in of_task.values()))
+        first = [group[0] for group in of_task.values()]
+        page.say(tables.not_run(first) + times.of(first))
 
 
 def like_for_like(page: Page, runs: list[Run], times: Times) -> None:
@@ -63,7 +64,8 @@ def like_for_like(page: Page, runs: list[Run], times: Times) -> None:
             table, said = tables.like_for_like(task, of_task, times)
             page.heading(task_name(task), 3)
             page.table(table)
-            page.say(f"{said} {times.of(group[0] for group in of_task.values())}")
+            first = [group[0] for group in of_task.values()]
+            page.say(f"{said} {tables.not_run(first)}{times.of(first)}")
             caption = f"Like for like: {task_name(task)}."
             page.figure(f"like-for-like-{file_name(task)}", curves.figure(task, of_task, times), caption)
 

@@ -173,6 +173,11 @@ def differences(runs: list[Run]) -> str:
         if len(values) > 1:
             least = min(values.items(), key=lambda item: len(item[1]))
             differing.append(f"--{name.replace('_', '-')} ({', '.join(least[1])}: {least[0]})")
-    missing = [algorithm.name for script, algorithm in ALGORITHMS.items() if script not in {r.algorithm for r in runs}]
-    said = f"Beside the rate they differ in {', '.join(differing)}." if differing else "They differ in the rate alone."
-    return f"{said} Not run: {', '.join(missing)}." if missing else said
+    return f"Beside the rate they differ in {', '.join(differing)}." if differing else "They differ in the rate alone."
+
+
+def not_run(runs: list[Run]) -> str:
+    """A sentence on which of the six methods aren't among several, or nothing."""
+    there = {run.algorithm for run in runs}
+    missing = [algorithm.name for script, algorithm in ALGORITHMS.items() if script not in there]
+    return f"Not run: {', '.join(missing)}. " if missing and len(there) > 1 else ""
