@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from common.command import command
+from common.command import command, read
 from common.shards import ROOT
 from reports import sections
 from reports.page import Page
@@ -35,7 +35,7 @@ class Options:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__.partition("\n\n")[0])
+    options = read(Options, __doc__.partition("\n\n")[0])
     times = Times(options.times)
     alike = find(options.like_for_like) if options.like_for_like else []
     runs = [run for run in find(options.runs) if run.folder not in {other.folder for other in alike}]

@@ -108,13 +108,18 @@ def _value_of(argv: list[str], name: str) -> str | None:
 
 
 def _command_line(config_type: type, default, argv: list[str]):
-    """`default` with what the command line changes. Raises UsageError, of one line, for words that tyro refuses."""
+    """`default` with what the command line changes."""
     about = (sys.modules[config_type.__module__].__doc__ or "").partition("\n\n")[0]
     description = f"{about}\n\nThe defaults are those for --dataset {default.dataset}; another data set has others."
+    return read(config_type, description, default=default, args=argv)
+
+
+def read(options: type, description: str, **how):
+    """The options that a command line has, by tyro.cli. Raises UsageError, of one line, for words that it refuses."""
     refused = io.StringIO()
     try:
         with contextlib.redirect_stderr(refused):
-            return tyro.cli(config_type, default=default, args=argv, description=description)
+            return tyro.cli(options, description=description, **how)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise

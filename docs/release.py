@@ -21,7 +21,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs as a script, from anywhere
 
-from common.command import command
+from common.command import command, read
 from common.folder import write_whole
 from common.shards import ROOT, UsageError
 
@@ -72,7 +72,7 @@ def tested_again(folder: Path, options: Options) -> float:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__.partition("\n\n")[0])
+    options = read(Options, __doc__.partition("\n\n")[0])
     folder = options.into / options.name
     if lacking := [name for name in (*FILES, "checkpoint.pt") if not (options.run / name).exists()]:
         raise UsageError(f"{options.run} has no {', '.join(lacking)}, expected a run that is done; train it to its end")

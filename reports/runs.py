@@ -95,7 +95,7 @@ def find(folders: Iterable[Path]) -> list[Run]:
                 runs.append(Run(folder, config, result))
     runs = [run for run in runs if not run.options.get("unequal_shots")]
     if not runs:
-        names = ", ".join(map(str, folders))
+        names = ", ".join(map(str, folders)) or "no folder is named"
         raise UsageError(f"{names}: no run is there (config.json with log.csv or result.json); name folders of runs")
     return sorted(
         runs, key=lambda run: (_place(run.algorithm, ALGORITHMS), _place(run.trained_on[0], DATASETS), run.name)

@@ -119,6 +119,9 @@ def test_what_asks_something_else_than_a_balanced_test_is_left_out(tmp_path):
 def test_what_is_no_run_is_one_line(tmp_path, monkeypatch, capsys):
     assert make_report(monkeypatch, tmp_path, "--out", tmp_path / "out") == 2
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert make_report(monkeypatch, tmp_path) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--out" in said
     write_test(tmp_path / "alone", write_run(tmp_path / "run"))
     with pytest.raises(UsageError, match="a test without its training"):
         find([tmp_path / "alone"])
