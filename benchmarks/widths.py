@@ -57,28 +57,28 @@ def plot(runs: list[dict], title: str) -> bytes:
     """A line a script, the mean of its seeds with the least and the most of them, against the width."""
     from matplotlib import pyplot as plt
 
-    from reports.drawing import plain, png
+    from reports.drawing import name_lines, plain, png
 
-    figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure, panels = plt.subplots(1, 3, figsize=(13, 3.8))
+    figure.subplots_adjust(left=0.055, right=0.9, top=0.88, bottom=0.14, wspace=0.55)
     widths = sorted({run["width"] for run in runs})
     for axes, (name, label) in zip(panels, PANELS.items()):
-        for script in dict.fromkeys(run["algorithm"] for run in runs):
+        ends = {}
+        for script in dict.fromkeys(run["algorithm"] for run in runs if name in run):
             method = ALGORITHMS[script]
-            of_script = [run for run in runs if run["algorithm"] == script and name in run]
+            of_script = [run for run in runs if run["algorithm"] == script]
             values = [[run[name] for run in of_script if run["width"] == width] for width in widths]
-            there = [(width, its) for width, its in zip(widths, values) if its]
-            if there:
-                x, means = [width for width, _ in there], [statistics.mean(its) for _, its in there]
-                axes.plot(x, means, color=method.colour, dashes=method.dashes, marker="o", markersize=4)
-                low, high = [min(its) for _, its in there], [max(its) for _, its in there]
-                axes.fill_between(x, low, high, color=method.colour, alpha=0.15, linewidth=0)
-                axes.annotate(f" {method.name}", (x[-1], means[-1]), xytext=(4, 0), textcoords="offset points",
-                              va="center", fontsize=9, annotation_clip=False)  # fmt: skip
+            means, low, high = ([of(its) for its in values] for of in (statistics.mean, min, max))
+            axes.plot(widths, means, color=method.colour, dashes=method.dashes, marker="o", markersize=4)
+            axes.fill_between(widths, low, high, color=method.colour, alpha=0.15, linewidth=0)
+            ends[method.name] = widths[-1], means[-1], method.colour
         axes.set(xscale="log", xlabel="filters in a block", ylabel=label)
         axes.set_xticks(widths, widths)
         axes.minorticks_off()
+        if name != "val_accuracy":
+            axes.set_ylim(bottom=0)
         plain(axes)
-    panels[1].set(ylim=(0, None))
+        name_lines(axes, ends)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return png(figure)
 
