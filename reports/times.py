@@ -73,14 +73,16 @@ class Times:
 
     def of(self, runs: Iterable[Run]) -> str:
         """Where these runs' minutes come from, as a sentence."""
-        named = [run.method for run in runs if self.row(run) is None]
-        if not named:
-            return f"Minutes are steps times the milliseconds of a step on one idle machine ({self.machine})."
-        own = ", ".join(dict.fromkeys(named))
-        others = f" Those of the others are steps times a step's on {self.machine}." if self.rows else ""
-        return (
-            f"Minutes are by the clock of each run's own machine, which other work may have slowed, for {own}.{others}"
-        )
+        measured, own = [], []
+        for run in runs:
+            (own if self.row(run) is None else measured).append(run.method)
+        idle = f"steps times the milliseconds of a step on one idle machine ({self.machine})"
+        if not own:
+            return f"Minutes are {idle}."
+        names = ", ".join(dict.fromkeys(own))
+        others = f" Those of the others are {idle}." if measured else ""
+        slowed = "which other work may have slowed"
+        return f"Minutes are by the clock of each run's own machine, {slowed}, for {names}.{others}"
 
 
 def half_steps(run: Run) -> float:
