@@ -10,6 +10,7 @@ and the attributes `source`, `split`, `mean` and `std` (of the training images, 
 
 import errno
 import hashlib
+import shlex
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,11 +30,16 @@ class UsageError(Exception):
     """What the person at the keyboard can mend: one line with the value, what was expected, and the mend."""
 
 
-def build_command(folder: Path) -> str:
-    """What builds a data set into its folder."""
-    raw = "" if folder.name in ("glyphs", "omniglot") else " --raw PATH"
-    elsewhere = folder.parent.absolute() != ROOT / "data"
-    return f"python data_prep/build.py --dataset {folder.name}{raw}" + f" --data-dir {folder.parent}" * elsewhere
+def build_command(folder: Path, raw: Path | str | None = None, options: str = "") -> str:
+    """What builds a data set into its folder, to be pasted; `raw` is where from."""
+    if raw is None and folder.name not in ("glyphs", "omniglot"):
+        raw = "PATH"
+    command = f"python data_prep/build.py --dataset {shlex.quote(folder.name)}"
+    if raw is not None:
+        command += f" --raw {shlex.quote(str(raw))}"
+    if folder.parent.absolute() != ROOT / "data":
+        command += f" --data-dir {shlex.quote(str(folder.parent))}"
+    return command + options
 
 
 @dataclass

@@ -1,198 +1,201 @@
-"""Raw files read in place: a folder, a zip and a tar look the same, and nothing is extracted to a place on disk."""
+"""Raw files read in place: a folder and an archive look the same, and what a build reads of them is counted."""
 
-import gzip
-import io
-import lzma
 import os
-import shutil
 import stat
-import tarfile
-import tempfile
-import zipfile
-import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-import numpy as np
-from PIL import Image, ImageOps
-from tqdm import tqdm
-
 from common.shards import UsageError
+from data_prep import archives
+from data_prep.archives import Members, Opener
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+PICTURE_SUFFIXES = (
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".j2k", ".avif", ".ico", ".pcx", ".sgi", ".qoi",
+)  # fmt: skip
 PICKLE_SUFFIXES = (".pkl", ".pickle")
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError)
+HDF5_SUFFIXES = (".h5", ".hdf5")
+ARRAY_SUFFIXES = (*PICKLE_SUFFIXES, *HDF5_SUFFIXES, ".npz")
+LARGEST_TEXT = 2**28  # bytes of a picture, a table or a list; arrays may be larger
+NESTED = 4  # how deep archives may lie in archives
+MOST_ARCHIVES = 2000  # at each depth; ILSVRC has a thousand
 
-Files = dict[str, Callable[[], BinaryIO]]  # name below the root, with "/" between its parts -> opens the file
+
+class RawFiles:
+    """The files below `shown` by name, with "/" between its parts, sorted; hidden ones are left out.
+
+    used: the names that were opened. said: what the person who builds should know beside the summary.
+    """
+
+    def __init__(self, shown: str, openers: dict[str, Opener], hidden: list[str], folders: list[str]):
+        self.shown, self.hidden, self.folders = shown, hidden, folders
+        self.openers = {name: openers[name] for name in sorted(openers)}
+        self.used: set[str] = set()
+        self.said: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.openers)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.openers
+
+    def pictures(self) -> list[str]:
+        return [name for name in self if is_picture(name)]
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """Raises UsageError, in the opening and within, where the archive that holds the file is damaged."""
+        self.used.add(name)
+        try:
+            with self.openers[name]() as file:
+                yield file
+        except archives.BROKEN as error:
+            raise UsageError(f"{name}: can't be read from its archive ({error}); fetch the archive again") from None
+        except (RuntimeError, NotImplementedError) as error:  # an encrypted zip, or one packed in an unusual way
+            raise UsageError(
+                f"{name}: can't be read from its archive ({error}); unpack it, and give the folder"
+            ) from None
+
+    def read(self, name: str) -> bytes:
+        """The content of a picture, table or list. Raises UsageError where that can't be read or is too large."""
+        with self.open(name) as file:
+            data = file.read(LARGEST_TEXT + 1)
+        if len(data) > LARGEST_TEXT:
+            raise UsageError(f"{name}: more than {LARGEST_TEXT >> 20} MiB, expected a picture or a list; take it out")
+        return data
+
+    def passed_over(self) -> str:
+        """What was not opened, for the summary line: how many files with which suffixes, and folders without any."""
+        left = [name for name in self if name not in self.used]
+        suffixes = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in left)
+        parts = []
+        if left:
+            kinds = [f"{count:,} {suffix}" for suffix, count in suffixes.most_common(6)]
+            parts.append(f"{len(left):,} files passed over ({', '.join(kinds)}{', ...' * (len(suffixes) > 6)})")
+        if self.hidden:
+            parts.append(f"{len(self.hidden):,} hidden files passed over")
+        above = {str(folder) for name in self for folder in PurePosixPath(name).parents}
+        filled = {str(folder) for name in self.used for folder in PurePosixPath(name).parents}
+        empty = sorted((set(self.folders) | above) - filled - {"."})
+        # Of folders in one another, the innermost: a class that vanished, not the folders that hold it.
+        empty = [f for f in empty if not any(other.startswith(f"{f}/") for other in empty)]
+        if empty:
+            parts.append(f"{len(empty):,} folders nothing was read from ({a_few(empty)})")
+        return " · ".join(parts)
 
 
 @contextmanager
-def open_files(path: Path) -> Iterator[Files]:
-    """The files under a folder or within an archive, sorted by name; hidden ones are left out.
+def open_files(paths: list[Path], always: tuple[str, ...] = ()) -> Iterator[RawFiles]:
+    """The files of folders and archives; those of the second and later ones as if they lay in a folder of its name.
 
-    A compressed tar can't be read at random, so it is first expanded to one nameless temporary file (a tar, still not
-    its members). A tar within a tar reads as a folder named after it, as does each archive of a folder that has no
-    images of its own (as ILSVRC2012_img_train.tar holds a tar a class).
-    Raises UsageError where `path` isn't there, is no archive or a damaged one, and for a member that is a link or that
-    climbs out.
+    An archive within a folder or another archive reads as a folder named after it, where it is called as in `always`,
+    or where pictures and arrays outside of archives make no data set.
+    Raises UsageError where a path isn't there, is no archive or a damaged one, and for a member that is a link, climbs
+    out, or is there twice.
     """
     with ExitStack() as stack:
-        if path.is_dir():
-            files = _folder(path)
-            if not any(name.lower().endswith(IMAGE_SUFFIXES + PICKLE_SUFFIXES) for name in files):
-                for name in sorted(n for n in files if n.lower().endswith(ARCHIVE_SUFFIXES)):
-                    within = _archive(path / name, stack)
-                    files |= {f"{_without_suffix(name)}/{inner}": opener for inner, opener in within.items()}
-        elif not path.exists():
-            raise UsageError(f"--raw {path}: no such file or folder; check the path")
-        elif path.name.lower().endswith(ARCHIVE_SUFFIXES):
-            files = _archive(path, stack)
-        else:
-            raise UsageError(f"--raw {path}: expected a folder or an archive ({' '.join(ARCHIVE_SUFFIXES)})")
-        yield {name: files[name] for name in sorted(files)}
+        openers, hidden, folders = {}, [], []
+        for path in paths:
+            members = _opened(path, stack)
+            for _ in range(NESTED):
+                within = [name for name in members.files if archives.is_archive(name) and not _hidden(name)]
+                if _makes_no_set(members.files):
+                    chosen = within
+                else:
+                    chosen = [name for name in within if PurePosixPath(name).name in always]
+                if not chosen:
+                    break
+                if len(chosen) > MOST_ARCHIVES:
+                    raise UsageError(f"--raw {path}: {len(chosen):,} archives within it, expected no more than a class")
+                for name in chosen:
+                    _replace_by_content(members, name, path, stack)
+            name = path.name if path.is_dir() else archives.without_suffix(path.name)
+            prefix = f"{name}/" if len(paths) > 1 else ""
+            for name, opener in members.files.items():
+                if _hidden(name):
+                    hidden.append(name)
+                else:
+                    openers[prefix + name] = opener
+            folders += [prefix + name for name in members.folders if not _hidden(name)]
+        yield RawFiles(" ".join(map(str, paths)), openers, hidden, folders)
 
 
-def is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
+def is_picture(name: str) -> bool:
+    return name.lower().endswith(PICTURE_SUFFIXES)
 
 
 def is_pickle(name: str) -> bool:
     return name.lower().endswith(PICKLE_SUFFIXES)
 
 
-def a_few(names: Iterable) -> str:
-    """The first three, and that there are more, for error messages."""
+def is_hdf5(name: str) -> bool:
+    return name.lower().endswith(HDF5_SUFFIXES)
+
+
+def a_few(names: Iterable, most: int = 3) -> str:
+    """The first of them, and that there are more, for messages."""
     names = [str(name) for name in names]
-    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
 
 
-def read(files: Files, name: str) -> bytes:
-    try:
-        with files[name]() as file:
-            return file.read()
-    except (*BROKEN, RuntimeError, NotImplementedError) as error:  # the last two: an encrypted or exotic zip
-        raise UsageError(f"{name}: can't be read from its archive ({error}); fetch the archive again") from None
+def _opened(path: Path, stack: ExitStack) -> Members:
+    if path.is_dir():
+        return _folder(path)
+    if not path.exists():
+        raise UsageError(f"--raw {path}: no such file or folder; check the path")
+    if not path.is_file():
+        raise UsageError(f"--raw {path}: neither a file nor a folder, expected a folder or an archive")
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if not (archives.is_archive(path.name) or archives.looks_like_one(head)):
+        raise UsageError(f"--raw {path}: expected a folder or an archive ({archives.READ})")
+    return archives.open_archive(stack.enter_context(open(path, "rb")), str(path), stack)
 
 
-def read_images(files: Files, names: Iterable[str], convert: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    """Decode images in the order of `names`, which `convert` makes one size: uint8 (n, C, H, W), C = 1 for mode L.
-
-    Raises UsageError naming the first file that is no whole image.
-    """
-    blocks = []
-    for name in names:
-        try:
-            with Image.open(io.BytesIO(read(files, name))) as image:
-                pixels = np.asarray(convert(image))
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            raise UsageError(f"{name}: unreadable as an image ({error}); fetch it again, or remove it") from None
-        blocks.append(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
-    return np.stack(blocks)
+def _replace_by_content(members: Members, name: str, path: Path, stack: ExitStack) -> None:
+    file = stack.enter_context(members.files.pop(name)())
+    within = archives.open_archive(file, f"{path}/{name}", stack)
+    place = archives.without_suffix(name)
+    for inner, open_inner in within.files.items():
+        members.add(f"{place}/{inner}", open_inner, is_folder=False, is_file=True)
+    members.folders += [f"{place}/{inner}" for inner in within.folders]
 
 
-def squared(image: Image.Image, size: int, mode: str = "RGB") -> Image.Image:
-    """Any image as size x size RGB or grey levels (mode "L"), upright, on white where it is transparent.
-
-    The sides are scaled apart, as mini-ImageNet's are, so nothing is cut off; an image of that size is left as it is.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels")
-    if image.mode.startswith("I"):  # 16 bits a pixel, of which Pillow's own conversion would clip all above 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert(mode)
-    return image if image.size == (size, size) else image.resize((size, size), Image.LANCZOS)
+def _makes_no_set(names: Iterable[str]) -> bool:
+    """True where there are no arrays, and pictures in fewer than three folders: classes of three splits are more."""
+    names = [name for name in names if not _hidden(name)]
+    if any(name.lower().endswith(ARRAY_SUFFIXES) for name in names):
+        return False
+    return len({PurePosixPath(name).parent for name in names if is_picture(name)}) < 3
 
 
 def _hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
-def _without_suffix(name: str) -> str:
-    return next(name[: -len(suffix)] for suffix in ARCHIVE_SUFFIXES if name.lower().endswith(suffix))
+def _folder(path: Path) -> Members:
+    members = Members(str(path))
 
+    def fail(error: OSError):
+        raise error
 
-def _folder(path: Path) -> Files:
-    files = {}
-    for root, folders, names in os.walk(path, followlinks=True):
+    for root, folders, names in os.walk(path, onerror=fail, followlinks=True):
         # A link to a folder above would be walked for ever.
         folders[:] = [f for f in folders if Path(root, f).resolve() not in (Path(root).resolve() / f).parents]
+        members.folders += [Path(root, f).relative_to(path).as_posix() for f in folders]
         for name in names:
             file = Path(root, name)
-            relative = file.relative_to(path).as_posix()
-            if not _hidden(relative):
-                files[relative] = lambda file=file: open(file, "rb")
-    return files
+            members.files[file.relative_to(path).as_posix()] = _opener(file)
+    return members
 
 
-def _archive(path: Path, stack: ExitStack) -> Files:
-    try:
-        if path.name.lower().endswith(".zip"):
-            return _zip(path, stack)
-        return _tar(_plain_tar(path, stack), path, stack)
-    except BROKEN as error:
-        raise UsageError(f"{path}: damaged, or not an archive ({error}); fetch it again") from None
+def _opener(file: Path) -> Callable[[], BinaryIO]:
+    def opened() -> BinaryIO:
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for, for ever
+            raise UsageError(f"{file}: a pipe or device, expected a file; take it out")
+        return open(file, "rb")
 
-
-def _refuse_unsafe(archive: Path, name: str, plain: bool) -> None:
-    """No member is ever written under its name; but an archive with one that climbs out isn't what it claims to be."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if ".." in parts or parts and (parts[0].startswith("/") or parts[0].endswith(":")):
-        raise UsageError(f"{archive}: refused, its member {name!r} climbs out; expected relative names; fetch it again")
-    if not plain:
-        raise UsageError(f"{archive}: refused, its member {name!r} is a link or device; expected files; pack it again")
-
-
-def _zip(path: Path, stack: ExitStack) -> Files:
-    archive = stack.enter_context(zipfile.ZipFile(path))
-    files = {}
-    for member in archive.infolist():
-        kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the zip wasn't written on Unix
-        _refuse_unsafe(path, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
-        name = PurePosixPath(member.filename).as_posix()
-        if not member.is_dir() and not _hidden(name):
-            files[name] = lambda member=member: archive.open(member)
-    return files
-
-
-def _plain_tar(path: Path, stack: ExitStack) -> BinaryIO:
-    """The tar within a .tar, .tar.gz or .tar.xz, as a file that can seek."""
-    name = path.name.lower()
-    if name.endswith(".tar"):
-        return stack.enter_context(open(path, "rb"))
-    plain = stack.enter_context(tempfile.TemporaryFile())
-    with (
-        open(path, "rb") as packed,
-        tqdm.wrapattr(
-            packed, "read", path.stat().st_size, desc=f"expanding {path.name}", leave=False, disable=None
-        ) as counted,
-    ):
-        with gzip.open(counted) if name.endswith("gz") else lzma.open(counted) as unpacked:
-            shutil.copyfileobj(unpacked, plain, 1 << 20)
-    plain.seek(0)
-    return plain
-
-
-def _tar(file: BinaryIO, path: Path, stack: ExitStack) -> Files:
-    archive = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
-    files = {}
-    for member in archive:
-        _refuse_unsafe(path, member.name, member.isfile() or member.isdir())
-        name = PurePosixPath(member.name).as_posix()
-        if not member.isfile() or _hidden(name):
-            continue
-        if name.endswith(".tar"):
-            within = _tar(archive.extractfile(member), path / name, stack)
-            files |= {f"{name.removesuffix('.tar')}/{inner}": opener for inner, opener in within.items()}
-        else:
-            files[name] = lambda member=member: archive.extractfile(member)
-    file.seek(archive.offset)
-    if any(mark := file.read(tarfile.BLOCKSIZE)) or not mark:  # tarfile itself would take half a tar for a whole one
-        raise tarfile.ReadError("it stops before its end")
-    return files
+    return opened

@@ -1,103 +1,203 @@
-"""Any image set: a folder or an archive of class folders, or of train, val and test folders that hold class folders."""
+"""Any image set: class folders, with a split of its own or not, or pictures whose classes a table says."""
 
 import os.path
+import re
+import shlex
 from pathlib import Path
 
-import numpy as np
-
 from common.shards import SPLITS, Split, UsageError
-from data_prep.files import a_few, is_image, open_files, read_images, squared
+from data_prep import lists, picture_table, splits
+from data_prep.files import RawFiles, a_few
 from data_prep.output import write
+from data_prep.pictures import Pictures, range_of, squared
 
-SHARES = "0.64,0.16,0.20"  # of the classes, as in mini-ImageNet
+GENERIC = re.compile(r"[a-z]*[\W_]*\d{1,4}|\w")  # character01, class_3, 7, a: such names don't say what the class is
+
+IN_ITSELF = ("", "image", "images", "img", "imgs", "photos", "pictures")  # what no class is called
+
+Chosen = dict[str, dict[str, list[str]]]  # split -> class name -> the names of its pictures
 
 
 def build(
-    data_dir: Path, name: str, raw: Path, shares: str | None = None, seed: int = 0, size: int = 84, gray: bool = False
-) -> Path:
+    data_dir: Path, name: str, files: RawFiles, table: Path | None = None, split: str | None = None, seed: int = 0,
+    size: int = 84, gray: bool = False, least: int = 1,
+) -> Path:  # fmt: skip
     """Build `DATA_DIR/NAME`: a class is a folder with images, of any number and size, scaled to size x size.
 
-    shares: "TRAIN,VAL,TEST" of the classes, drawn with `seed`; None is `SHARES`, or the source's own train, val and
-    test folders where it has them. Classes and images are in the order of their names. Returns the folder.
+    table: says the class of each picture, where folders don't. split: "TRAIN,VAL,TEST" shares of the classes, drawn
+    with `seed`, or the folder or file of a class list; None is the source's own split, or else `splits.SHARES`. least:
+    classes with fewer pictures are left out. Classes and images are in the order of their names. Returns the folder.
     Raises UsageError where there are too few classes, images outside class folders, or one that is unreadable.
     """
-    with open_files(raw) as files:
-        classes = {}
-        for file in filter(is_image, files):
-            classes.setdefault(os.path.dirname(file), []).append(file)
-        if not classes:
-            raise UsageError(f"--raw {raw}: no images, expected a folder (or an archive) of class folders of images")
-        if len(classes) == 1:
-            raise UsageError(f"--raw {raw}: only one folder of images, expected one a class, and three classes or more")
-        common = "" if "" in classes else os.path.commonpath(classes)
-        classes = {os.path.relpath(c, common) if common else c: classes[c] for c in sorted(classes)}
-        outer = sorted(c for c in classes if any(other.startswith(f"{c}/") or c in ("", ".") for other in classes))
-        if outer:
-            stray = classes[outer[0]]
+    chosen = choose(files, table, split, seed, least)
+    return write_pictures(data_dir, name, files, chosen, size, gray, os.path.basename(files.shown))
+
+
+def write_pictures(
+    data_dir: Path, name: str, files: RawFiles, chosen: Chosen, size: int, gray: bool, source: str
+) -> Path:
+    """Decode the pictures and write the set; returns its folder."""
+    names = [picture for s in SPLITS for of_class in chosen[s].values() for picture in of_class]
+    levels = range_of(files, names)
+    mode = "L" if gray else "RGB"
+    pictures = Pictures(files.read, names, lambda image: squared(image, size, mode, levels))
+    content = {
+        s: Split(list(chosen[s]), [len(p) for p in chosen[s].values()], map(pictures.block, chosen[s].values()))
+        for s in SPLITS
+    }
+    folder = write(data_dir, name, content, source)
+    files.said += pictures.said()
+    return folder
+
+
+def choose(
+    files: RawFiles, table: Path | None = None, split: str | None = None, seed: int = 0, least: int = 1,
+    pictures: list[str] | None = None, drawing: bool = True,
+) -> Chosen | None:  # fmt: skip
+    """The classes of each split with their pictures, sorted by name: arguments as of `build`. Raises UsageError.
+
+    pictures: the pictures to take, where not all. drawing: a set that isn't split gets one; otherwise it gives None.
+    """
+    shares = None
+    listed = Path(os.path.expanduser(split)) if split else None
+    if split and not listed.exists():
+        splits.parse_shares(split)
+        shares, listed = split, None
+    found = picture_table.read(files, table) if table else None if pictures else picture_table.find(files)
+    found = found or _class_folders(files, pictures or files.pictures(), by_hand=listed is not None)
+    merged = {name: [p for pictures in by_split.values() for p in pictures] for name, by_split in found.items()}
+    few = {name: len(pictures) for name, pictures in merged.items() if len(pictures) < least}
+    if few:
+        shown = a_few(f"{name} ({count})" for name, count in few.items())
+        files.said.append(f"{len(few)} classes with fewer than {least} pictures are left out: {shown}")
+        merged = {name: pictures for name, pictures in merged.items() if name not in few}
+    if listed:
+        chosen = lists.given(listed, merged, files)
+    elif any(set(by_split) != {None} for by_split in found.values()):
+        if shares:
             raise UsageError(
-                f"--raw {raw}: {len(stray)} images beside class folders rather than in one: {a_few(stray)}; move them "
-                "into a class folder, or out"
+                f"--split {shares}: {files.shown} has its own train, val and test folders; leave --split out"
             )
-        chosen = _own_split(classes, raw, shares) or _drawn_split(list(classes), raw, shares or SHARES, seed)
-        mode = "L" if gray else "RGB"
-        splits = {
-            s: Split(
-                list(chosen[s]),
-                [len(classes[folder]) for folder in chosen[s].values()],
-                (
-                    read_images(files, classes[folder], lambda image: squared(image, size, mode))
-                    for folder in chosen[s].values()
-                ),
-            )
-            for s in SPLITS
-        }
-        return write(data_dir, name, splits, raw.name)
-
-
-def parse_shares(text: str) -> tuple[float, float, float]:
-    """Three shares that sum to one; raises UsageError."""
-    try:
-        shares = tuple(float(share) for share in text.split(","))
-    except ValueError:
-        shares = ()
-    if len(shares) != 3 or not all(0 < share < 1 for share in shares) or abs(sum(shares) - 1) > 1e-6:
-        raise UsageError(f"--split {text}: expected three shares of the classes that sum to 1, as in --split {SHARES}")
-    return shares
-
-
-def _own_split(classes: dict[str, list[str]], raw: Path, shares: str | None) -> dict[str, dict[str, str]] | None:
-    """Class name -> folder for each split where the folders' first level is train, val and test; otherwise None."""
-    tops = sorted({c.split("/")[0] for c in classes})
-    split_of = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-    if "train" not in tops or not all("/" in c for c in classes):
-        return None
-    if sorted(split_of.get(top, top) for top in tops) != sorted(SPLITS):
-        raise UsageError(
-            f"--raw {raw}: folders {a_few(tops)}, expected train, val and test; rename, add or remove some"
+        chosen = {s: [name for name in merged if s in found[name]] for s in SPLITS}
+        place = os.path.commonpath(
+            [os.path.dirname(p) for name in chosen["train"] for p in found[name]["train"]] or [""]
         )
-    if shares:
-        raise UsageError(f"--split {shares}: {raw} has its own train, val and test folders; leave --split out")
-    chosen = {s: {} for s in SPLITS}
-    for folder in classes:
-        top, name = folder.split("/", 1)
-        chosen[split_of[top]][name] = folder
-    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-        if both := sorted(chosen[a].keys() & chosen[b].keys()):
-            raise UsageError(
-                f"--raw {raw}: {len(both)} classes in {a} as well as {b}: {a_few(both)}; few-shot splits share no "
-                f"class; take the folders out of {a}, val and test, and --split will draw classes"
-            )
-    return chosen
+        one = f"take one of the folders, as in --raw {shlex.quote(f'{files.shown}/{place}')}, or " if place else ""
+        splits.refuse_shared(chosen, files.shown, f"{one}say with a class list which split each is in: --split FILE")
+    else:
+        chosen = None if shares else lists.found(files, merged)
+        if chosen is None and not drawing:
+            return None
+        if chosen is None:
+            chosen = splits.drawn(list(merged), files.shown, shares, seed)
+            _say_how_it_was_drawn(files, chosen)
+    return {s: {name: merged[name] for name in chosen[s]} for s in SPLITS}
 
 
-def _drawn_split(classes: list[str], raw: Path, shares: str, seed: int) -> dict[str, dict[str, str]]:
-    """Class name -> folder for each split, the classes of a split drawn with `seed` and sorted."""
-    counts = [max(1, round(share * len(classes))) for share in parse_shares(shares)[1:]]
-    if len(classes) <= sum(counts):
+def _class_folders(files: RawFiles, pictures: list[str], by_hand: bool) -> picture_table.Found:
+    """The classes of `pictures` by the folders that hold them.
+
+    by_hand: a class list will name the classes, so that one of the same name below another folder may be another class.
+    Raises UsageError where pictures lie in no class folder, or the same classes below two folders.
+    """
+    folders: dict[str, list[str]] = {}
+    for picture in pictures:
+        folders.setdefault(os.path.dirname(picture), []).append(picture)
+    if not folders:
         raise UsageError(
-            f"--raw {raw}: {len(classes)} classes ({a_few(classes)}), too few for --split {shares}; expected at least "
-            "one a split; add some"
+            f"--raw {files.shown}: no images, expected a folder (or an archive) of class folders of images"
         )
-    order = np.random.default_rng(seed).permutation(len(classes))
-    ends = {"val": order[: counts[0]], "test": order[counts[0] : sum(counts)], "train": order[sum(counts) :]}
-    return {s: {classes[i]: classes[i] for i in sorted(ends[s])} for s in SPLITS}
+    if len(folders) == 1:
+        raise UsageError(
+            f"--raw {files.shown}: only one folder of images, expected one a class, and three classes or more; or a "
+            "table that says the class of each: --table FILE"
+        )
+    common = "" if "" in folders else os.path.commonpath(folders)
+    folders = {os.path.relpath(f, common) if common else f: folders[f] for f in sorted(folders)}
+    outer = sorted(f for f in folders if any(other.startswith(f"{f}/") or f in ("", ".") for other in folders))
+    if outer:
+        stray = folders[outer[0]]
+        raise UsageError(
+            f"--raw {files.shown}: {len(stray)} images beside class folders rather than in one: {a_few(stray)}; move "
+            "them into a class folder, or out"
+        )
+    placed = splits.without_split(list(folders), files.shown)
+    split_only = [f for f, (name, split) in placed.items() if split and name.lower() in IN_ITSELF]
+    if split_only:
+        raise UsageError(
+            f"--raw {files.shown}: {len(folders[split_only[0]])} images in {split_only[0]} itself, expected class "
+            "folders in it; or a table that says the class of each: --table FILE"
+        )
+    classes: picture_table.Found = {}
+    for folder, (name, split) in placed.items():
+        if split in classes.setdefault(name, {}):
+            _refuse_roots(files, common, [folder, os.path.dirname(classes[name][split][0])], [name])
+        classes[name][split] = folders[folder]
+    if not by_hand:
+        _refuse_same_below_two(files, common, list(classes))
+    return classes
+
+
+def _refuse_same_below_two(files: RawFiles, common: str, names: list[str]) -> None:
+    """Raise UsageError where class names are the same below two folders, as those of pictures and of their masks."""
+    kinds = [name for name in names if picture_table.is_kind(name)]
+    if len(kinds) == len(names) and set(kinds) & {"images", "image", "img", "imgs"}:
+        raise UsageError(
+            f"--raw {files.shown}: folders {a_few(kinds)} say what kind of pictures they hold, not of what; expected "
+            "class folders, or a table that says the class of each: --table FILE"
+        )
+    without_kind: dict[str, list[str]] = {}
+    for name in names:
+        parts = name.split("/")
+        saying = [part for part in parts if not picture_table.is_kind(part)]
+        without_kind.setdefault("/".join(saying) or name, []).append(name)
+    twice = [alike for alike in without_kind.values() if len(alike) > 1]
+    if twice:
+        _refuse_roots(files, common, twice[0], [alike[0].split("/")[-1] for alike in twice])
+    parts = [splits.same(name).split("/") for name in names]
+    while len({path[-1] for path in parts}) == 1 and all(len(path) > 1 for path in parts):
+        parts = [path[:-1] for path in parts]  # such as images in each class folder
+    below: dict[str, set[str]] = {}  # what holds class folders -> their names
+    for path in parts:
+        below.setdefault("/".join(path[:-1]), set()).add(path[-1])
+    for i, (first, names_of_first) in enumerate(below.items()):
+        for second, names_of_second in list(below.items())[i + 1 :]:
+            shared = sorted(names_of_first & names_of_second)
+            telling = [name for name in shared if not GENERIC.fullmatch(name)]
+            mirrored = len(below) <= 3 and names_of_first == names_of_second and len(shared) > 1
+            if telling or mirrored:
+                _refuse_roots(files, common, [f"{root}/{shared[0]}" for root in (first, second)], telling or shared)
+
+
+def _refuse_roots(files: RawFiles, common: str, folders: list[str], names: list[str]) -> None:
+    roots = [os.path.dirname(folder) or folder for folder in folders]
+    one = shlex.quote("/".join(part for part in (files.shown, common, roots[0]) if part))
+    raise UsageError(
+        f"--raw {files.shown}: the same {len(names)} class names below {a_few(roots)}: {a_few(names)}; give one of "
+        f"these folders, as in --raw {one}, or, if they are different classes, name each by its path in a class list: "
+        "--split FILE"
+    )
+
+
+def _say_how_it_was_drawn(files: RawFiles, chosen: dict[str, list[str]]) -> None:
+    names = [name for s in SPLITS for name in chosen[s]]
+    below: dict[str, int] = {}
+    for name in names:
+        top, _, rest = name.partition("/")
+        below[top] = below.get(top, 0) + bool(rest)
+    if 1 < len(below) <= 4 and min(below.values()) > 1:
+        files.said.append(
+            f"the classes lie below {a_few(sorted(below), 4)}, which don't mean train, val and test: drawn over all of "
+            "them"
+        )
+    counts = [len(chosen[s]) for s in SPLITS]
+    if min(counts) < splits.WAYS:
+        if len(names) >= 3 * splits.WAYS:
+            mend = "--split 0.4,0.3,0.3 gives each split enough"
+        else:
+            mend = f"add classes, to {3 * splits.WAYS} or more"
+            mend += f", or give --ways {min(counts)} to the scripts" * (min(counts) > 1)
+        files.said.append(
+            f"{' / '.join(map(str, counts))} classes in train / val / test are too few for {splits.WAYS}-way tasks: "
+            f"{mend}"
+        )

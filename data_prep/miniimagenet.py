@@ -2,58 +2,68 @@
 
 Every layout that people have of it ends in the same files, because published numbers are comparable on this split only:
   images/ and {train,val,test}.csv                        Ravi & Larochelle's
-  {train,val,test}/WNID/*.jpg                             class folders, under any split
+  {train,val,test}/WNID/*.jpg, or WNID/*.jpg              class folders, under any split
   mini-imagenet-cache-{train,val,test}.pkl                image_data, class_dict
   miniImageNet_category_split_{train_phase_train,val,test}.pickle     data, labels
+  {train,val,test}_data.hdf5                              torchmeta's: a data set for each class
   an ILSVRC-2012 train folder or tar and the csv files    the images as they were, resized
 """
 
-import csv
-import io
 import re
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from common.shards import SPLITS, Split, UsageError
-from data_prep import unpickle
-from data_prep.files import Files, a_few, is_image, is_pickle, open_files, read, read_images, squared
+from data_prep import arrays, hdf5, tables
+from data_prep.files import RawFiles, a_few, is_hdf5, is_pickle
 from data_prep.output import write
+from data_prep.pictures import Pictures, squared
 
 PER_CLASS = 600
 SIZE = 84
 SPLIT_FILE = Path(__file__).with_name("miniimagenet_split.txt")
-LAYOUTS = "images/ with train.csv, val.csv and test.csv; {train,val,test}/WNID/*.jpg; the .pkl or .pickle files"
+LAYOUTS = (
+    "images/ with train.csv, val.csv and test.csv; {train,val,test}/WNID/*.jpg; the .pkl or .pickle files; torchmeta's "
+    "{train,val,test}_data.hdf5"
+)
 WNID = re.compile(r"n\d{8}")
 ILSVRC = re.compile(r"(n\d{8})_(\d+)\.jpe?g", re.IGNORECASE)  # n01532829_10026.JPEG, the number not padded
 RAVI = re.compile(r"(n\d{8}) ?(\d{8})\.jpe?g", re.IGNORECASE)  # n0153282900000005.jpg
+ILSVRC_CLASS = 1300  # images in most classes of ILSVRC-2012, and in none more
+FILE_COLUMNS = ("filename", "imagename", "file", "image", "path", "imagepath", "filepath", "name", "id", "imageid")
 
 
-def build(data_dir: Path, raw: Path, csv_folder: Path | None = None) -> Path:
-    """Build `DATA_DIR/miniimagenet` from a folder or an archive in any layout above; `csv_folder` brings csv files.
+def build(data_dir: Path, files: RawFiles, csv_folder: Path | None = None) -> Path:
+    """Build `DATA_DIR/miniimagenet` from files in any layout above; `csv_folder` brings csv files.
 
-    Classes are sorted by WordNet id, images by file name, or as they stand in a pickle. Pickles are held in memory
+    Classes are sorted by WordNet id, images by file name, or as they stand in an array. Pickles are held in memory
     (1.3 GB). Returns the folder. Raises UsageError naming what is missing, too much, or unreadable.
     """
-    if raw.is_file() and (is_pickle(raw.name) or raw.suffix == ".csv"):
-        raw = raw.parent  # one of three files stands for all of them
     wnids = known_split()
-    with open_files(raw) as files:
-        tables = _tables(files, csv_folder, raw)
-        if not any(map(is_image, files)) and any(map(is_pickle, files)):
-            counts, block = _from_pickles(files, wnids, raw)
+    with ExitStack() as stack:
+        pictures = None
+        if not files.pictures() and any(map(is_pickle, files)):
+            counts, block = _from_pickles(files, wnids)
+        elif not files.pictures() and any(map(is_hdf5, files)):
+            counts, block = _from_hdf5(files, stack)
         else:
-            classes = _from_csv(files, tables, raw) if tables else _from_class_folders(files, raw)
+            classes = _from_csv(files, csv_folder) or _from_class_folders(files)
             counts = Counter({wnid: len(names) for wnid, names in classes.items()})
+            names = [name for s in SPLITS for wnid in wnids[s] for name in classes.get(wnid, ())]
+            pictures = Pictures(files.read, names, lambda image: squared(image, SIZE))
 
             def block(wnid: str) -> np.ndarray:
-                return read_images(files, classes[wnid], lambda image: squared(image, SIZE))
+                return pictures.block(classes[wnid])
 
-        _refuse_other_counts(counts, [wnid for s in SPLITS for wnid in wnids[s]], raw)
+        _refuse_other_counts(counts, [wnid for s in SPLITS for wnid in wnids[s]], files.shown)
         splits = {s: Split(wnids[s], [PER_CLASS] * len(wnids[s]), map(block, wnids[s])) for s in SPLITS}
-        return write(data_dir, "miniimagenet", splits, "mini-ImageNet, split by WordNet id")
+        folder = write(data_dir, "miniimagenet", splits, "mini-ImageNet, split by WordNet id")
+        files.said += pictures.said() if pictures else []
+        return folder
 
 
 def known_split() -> dict[str, list[str]]:
@@ -66,7 +76,7 @@ def known_split() -> dict[str, list[str]]:
     return wnids
 
 
-def _refuse_other_counts(counts: Counter, expected: list[str], raw: Path) -> None:
+def _refuse_other_counts(counts: Counter, expected: list[str], shown: str) -> None:
     """Raises UsageError unless there are `PER_CLASS` images of each expected class, and no other class."""
     missing = sorted(set(expected) - set(counts))
     extra = sorted(set(counts) - set(expected))
@@ -80,19 +90,19 @@ def _refuse_other_counts(counts: Counter, expected: list[str], raw: Path) -> Non
         faults.append(f"{len(other)} classes with other than {PER_CLASS} images: {a_few(other)}")
     if faults:
         raise UsageError(
-            f"--raw {raw}: {'; '.join(faults)}; expected {len(expected)} classes of {PER_CLASS} images; complete it "
+            f"--raw {shown}: {'; '.join(faults)}; expected {len(expected)} classes of {PER_CLASS} images; complete it "
             "(an ILSVRC-2012 train folder needs the three csv files too: --csv FOLDER)"
         )
 
 
-def _tables(files: Files, csv_folder: Path | None, raw: Path) -> list[tuple[str, str]]:
-    """The rows (file name, WordNet id) of train.csv, val.csv and test.csv; empty where there are none."""
+def _tables(files: RawFiles, csv_folder: Path | None) -> list[tuple[str, str]]:
+    """The rows (file, WordNet id) of train.csv, val.csv and test.csv; empty where there are none."""
     wanted = [f"{s}.csv" for s in SPLITS]
     if csv_folder:
         where = f"--csv {csv_folder}"
-        found = {name: csv_folder / name for name in wanted if (csv_folder / name).exists()}
+        found = {name: str(csv_folder / name) for name in wanted if (csv_folder / name).is_file()}
     else:
-        where = f"--raw {raw}"
+        where = f"--raw {files.shown}"
         found = {name.rsplit("/", 1)[-1]: name for name in files if name.endswith(".csv")}
         if not found.keys() & set(wanted):
             return []
@@ -100,66 +110,132 @@ def _tables(files: Files, csv_folder: Path | None, raw: Path) -> list[tuple[str,
         raise UsageError(f"{where}: {a_few(missing)} missing, expected {a_few(wanted)}; add what is missing")
     rows = []
     for name in wanted:
-        data = found[name].read_bytes() if csv_folder else read(files, found[name])
-        text = io.StringIO(data.decode("utf-8-sig", "replace"), newline=None)  # whatever ends its lines
-        try:
-            table = csv.DictReader(text)
-            header, listed = list(table.fieldnames or ()), list(table)
-        except csv.Error as error:
-            raise UsageError(f"{found[name]}: {error}, expected filename,label; get Ravi's csv files") from None
-        if not {"filename", "label"} <= set(header):
-            header = ",".join(header)[:60]
-            raise UsageError(f"{found[name]}: starts with {header!r}, expected filename,label; get Ravi's csv files")
-        for number, row in enumerate(listed, 2):
-            file, wnid = row["filename"] or "", row["label"] or ""
-            if not file or not WNID.fullmatch(wnid) or WNID.match(file) and not file.startswith(wnid):
-                raise UsageError(
-                    f"{found[name]} line {number}: {file!r},{wnid!r}, expected a file name and a WordNet id such as "
-                    "n01532829; get Ravi's csv files"
-                )
-            rows.append((file, wnid))
+        data = Path(found[name]).read_bytes() if csv_folder else files.read(found[name])
+        rows += _table(tables.rows_of(data, found[name]), found[name])
     if twice := [file for file, count in Counter(file for file, _ in rows).items() if count > 1]:
         raise UsageError(f"{where}: {len(twice)} images listed twice: {a_few(twice)}; get Ravi's csv files")
     return rows
 
 
-def _from_csv(files: Files, rows: list[tuple[str, str]], raw: Path) -> dict[str, list[str]]:
-    """WordNet id -> the names of its images, sorted as the csv files name them."""
-    images = {name.rsplit("/", 1)[-1]: name for name in files if is_image(name)}
-    ilsvrc = {}
-    for name in images:
-        if match := ILSVRC.fullmatch(name):
-            ilsvrc.setdefault(match[1], []).append((int(match[2]), name))
-    ilsvrc = {wnid: [name for _, name in sorted(numbered)] for wnid, numbered in ilsvrc.items()}
-    classes, missing = {}, []
+def _table(rows: list[list[str]], where: str) -> list[tuple[str, str]]:
+    """The file and WordNet id of each row: columns as other projects call them do too. Raises UsageError."""
+    header = tables.header_of(rows[0]) if rows else []
+    file = tables.column(header, FILE_COLUMNS)
+    label = tables.column([name if c != file else "" for c, name in enumerate(header)], tables.CLASS_COLUMNS)
+    if file is None or label is None:
+        start = ",".join(rows[0])[:60] if rows else ""
+        raise UsageError(f"{where}: starts with {start!r}, expected filename,label; get Ravi's csv files")
+    result = []
+    for number, row in enumerate(rows[1:], 2):
+        name = row[file].replace("\\", "/") if file < len(row) else ""
+        wnid = row[label] if label < len(row) else ""
+        base = PurePosixPath(name).name
+        if not name or not WNID.fullmatch(wnid) or WNID.match(base) and not base.startswith(wnid):
+            raise UsageError(
+                f"{where} line {number}: {name!r},{wnid!r}, expected a file name and a WordNet id such as n01532829; "
+                "get Ravi's csv files"
+            )
+        result.append((name, wnid))
+    return result
+
+
+def _from_csv(files: RawFiles, csv_folder: Path | None) -> dict[str, list[str]] | None:
+    """WordNet id -> the names of its images, sorted as the csv files name them; None where there are no csv files, or
+    they can't be read while class folders hold all there is."""
+    try:
+        rows = _tables(files, csv_folder)
+    except UsageError:
+        if csv_folder or not _is_whole(files):
+            raise
+        files.used -= {name for name in files if name.endswith(".csv")}
+        return None
+    return _listed(files, rows) if rows else None
+
+
+def _is_whole(files: RawFiles) -> bool:
+    try:
+        counts = {wnid: len(names) for wnid, names in _from_class_folders(files).items()}
+    except UsageError:
+        return False
+    return counts == {wnid: PER_CLASS for of_split in known_split().values() for wnid in of_split}
+
+
+def _listed(files: RawFiles, rows: list[tuple[str, str]]) -> dict[str, list[str]]:
+    """WordNet id -> the names of its images. Raises UsageError for one that is missing, ambiguous or not listed."""
+    index = tables.Index(files.pictures())
+    ilsvrc = _ilsvrc(files)
+    needed: dict[str, int] = {}  # the highest number of an image in the order of ILSVRC's, a class
+    classes, missing, taken = {}, [], set()
     for file, wnid in sorted(rows):
-        name = images.get(file)
-        if name is None and (match := RAVI.fullmatch(file)):
+        found = index.find(file)
+        if len(found) > 1 and len({files.read(name) for name in found}) > 1:
+            raise UsageError(f"--raw {files.shown}: {file} may be {a_few(found)}, which differ; keep one of them")
+        name = found[0] if found else None
+        if name is None and (match := RAVI.fullmatch(PurePosixPath(file).name)):
             # n0153282900000005.jpg is the fifth image of n01532829, counted from 1 in the order of ILSVRC's numbers
             # (not of its file names, whose numbers aren't padded): that is how the usual generators read Ravi's names,
             # and the names agree, as their numbers lie in 1..1300 and no class of ILSVRC has more images.
             position = int(match[2])
+            needed[wnid] = max(needed.get(wnid, 0), position)
             if 1 <= position <= len(ilsvrc.get(wnid, ())):
-                name = images[ilsvrc[wnid][position - 1]]
+                name = ilsvrc[wnid][position - 1]
         if name is None:
             missing.append(file)
         else:
+            taken.update(found)
             classes.setdefault(wnid, []).append(name)
+    _refuse_short(files, needed, ilsvrc)
     if missing:
         raise UsageError(
-            f"--raw {raw}: {len(missing)} of the {len(rows)} images that the csv files list are missing: "
+            f"--raw {files.shown}: {len(missing)} of the {len(rows)} images that the csv files list are missing: "
             f"{a_few(missing)}; complete it, or get the archive again"
         )
     if not ilsvrc:  # which holds a thousand classes, and of these 1300 images
-        if extra := sorted(images.keys() - {file for file, _ in rows}):
-            raise UsageError(f"--raw {raw}: {len(extra)} images that no csv file lists: {a_few(extra)}; remove them")
+        if extra := sorted(name for name in files.pictures() if name not in taken):
+            extra = [name.rsplit("/", 1)[-1] for name in extra]
+            raise UsageError(
+                f"--raw {files.shown}: {len(extra)} images that no csv file lists: {a_few(extra)}; remove them"
+            )
     return classes
 
 
-def _from_class_folders(files: Files, raw: Path) -> dict[str, list[str]]:
+def _ilsvrc(files: RawFiles) -> dict[str, list[str]]:
+    """WordNet id -> the names of ILSVRC's images of that class, in the order of their numbers."""
+    numbered: dict[str, dict[int, str]] = {}
+    for name in files.pictures():
+        if match := ILSVRC.fullmatch(name.rsplit("/", 1)[-1]):
+            first = numbered.setdefault(match[1], {}).setdefault(int(match[2]), name)
+            if first != name and files.read(first) != files.read(name):
+                raise UsageError(f"--raw {files.shown}: {first} and {name} differ; keep one of them")
+    return {wnid: [of_class[number] for number in sorted(of_class)] for wnid, of_class in numbered.items()}
+
+
+def _refuse_short(files: RawFiles, needed: dict[str, int], ilsvrc: dict[str, list[str]]) -> None:
+    """Raise UsageError where a class lacks images: every image after the first that is missing would be another."""
+    counts = {wnid: len(ilsvrc[wnid]) for wnid in needed if wnid in ilsvrc}
+    short = [f"{wnid} has {counts[wnid]} of {needed[wnid]}" for wnid in counts if counts[wnid] < needed[wnid]]
+    if short:
+        raise UsageError(
+            f"--raw {files.shown}: {len(short)} classes have fewer images than the csv files number: {a_few(short)}; "
+            "the numbers count a class's images in order, so all of them are needed; complete it"
+        )
+    over = [f"{wnid} has {count}" for wnid, count in counts.items() if count > ILSVRC_CLASS]
+    if over:
+        raise UsageError(f"--raw {files.shown}: {a_few(over)} images, expected ILSVRC-2012's {ILSVRC_CLASS} at most")
+    unsure = [
+        f"{wnid} ({count})" for wnid, count in counts.items() if count < ILSVRC_CLASS and needed[wnid] < ILSVRC_CLASS
+    ]
+    if unsure:
+        files.said.append(
+            f"{len(unsure)} classes have fewer than {ILSVRC_CLASS} images: {a_few(unsure)}; most of ILSVRC-2012 have "
+            "that many, and if some are missing, images are taken for others: compare with the official archive"
+        )
+
+
+def _from_class_folders(files: RawFiles) -> dict[str, list[str]]:
     """WordNet id -> the names of its images, sorted by file name, whatever the split folders above."""
     classes, stray = {}, []
-    for name in filter(is_image, files):
+    for name in files.pictures():
         above = [part for part in name.split("/")[:-1] if WNID.fullmatch(part)]
         if above:
             classes.setdefault(above[-1], []).append(name)
@@ -167,67 +243,69 @@ def _from_class_folders(files: Files, raw: Path) -> dict[str, list[str]]:
             stray.append(name)
     if stray or not classes:
         what = f"{len(stray)} images outside WNID folders ({a_few(stray)}) and no csv files" if stray else "no images"
-        raise UsageError(f"--raw {raw}: {what}; expected a folder or an archive of {LAYOUTS}; complete it")
+        raise UsageError(f"--raw {files.shown}: {what}; expected a folder or an archive of {LAYOUTS}; complete it")
     return {wnid: sorted(names, key=lambda name: name.rsplit("/", 1)[-1]) for wnid, names in classes.items()}
 
 
-def _from_pickles(files: Files, known: dict[str, list[str]], raw: Path) -> tuple[Counter, Callable[[str], np.ndarray]]:
+def _from_hdf5(files: RawFiles, stack: ExitStack) -> tuple[Counter, Callable[[str], np.ndarray]]:
     """The number of images of each WordNet id, and a function that gives them as uint8 (n, 3, 84, 84)."""
-    rows: dict[str, list[np.ndarray]] = {}  # WordNet id -> (its row numbers of an array), that array
+    found = {}
+    for name in filter(is_hdf5, files):
+        for path, dataset in hdf5.datasets(stack.enter_context(hdf5.opened(files, name)), name):
+            wnid = path.rsplit("/", 1)[-1]
+            if dataset.dtype != np.uint8 or dataset.shape[1:] != (SIZE, SIZE, 3) or wnid in found:
+                raise UsageError(
+                    f"{name}: {path} holds {dataset.dtype} {dataset.shape}, or is there twice; expected uint8 "
+                    f"({PER_CLASS}, {SIZE}, {SIZE}, 3) for each class; get another copy"
+                )
+            found[wnid] = dataset
+    counts = Counter({wnid: len(dataset) for wnid, dataset in found.items()})
+    return counts, lambda wnid: hdf5.rows(found[wnid], slice(None)).transpose(0, 3, 1, 2)
+
+
+def _from_pickles(files: RawFiles, known: dict[str, list[str]]) -> tuple[Counter, Callable[[str], np.ndarray]]:
+    """The number of images of each WordNet id, and a function that gives them as uint8 (n, 3, 84, 84)."""
+    parts: dict[str, list[tuple[arrays.Images, np.ndarray]]] = {}
     for name in filter(is_pickle, files):
         if re.search(r"phase_(val|test)", name):  # further images of the training classes, which no few-shot run uses
             continue
-        content = unpickle.load(io.BytesIO(read(files, name)), name)
-        try:
-            images, classes = _pickle_classes(content, name, known)
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
-            raise UsageError(f"{name}: not the arrays of mini-ImageNet ({error}); get another copy") from None
-        for wnid, numbers in classes.items():
-            rows.setdefault(wnid, []).append((images, numbers))
+        images, classes = _pickle_classes(arrays.pickled(files, name), name, known)
+        for wnid, rows in classes.items():
+            parts.setdefault(wnid, []).append((images, rows))
 
     def block(wnid: str) -> np.ndarray:
-        return np.concatenate([images[numbers] for images, numbers in rows[wnid]]).transpose(0, 3, 1, 2)
+        return np.concatenate([arrays.block(images, rows) for images, rows in parts[wnid]])
 
-    return Counter({wnid: sum(len(numbers) for _, numbers in parts) for wnid, parts in rows.items()}), block
+    return Counter({wnid: sum(len(rows) for _, rows in of_class) for wnid, of_class in parts.items()}), block
 
 
-def _pickle_classes(content, name: str, known: dict[str, list[str]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """A pickle's images uint8 (N, 84, 84, 3), and the row numbers of each WordNet id."""
-    if not isinstance(content, dict):
-        content = {}
-    content = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
+def _pickle_classes(content, name: str, known: dict[str, list[str]]) -> tuple[arrays.Images, dict[str, np.ndarray]]:
+    """A pickle's images (N, 84, 84, 3), and the rows of each WordNet id."""
+    content = content if isinstance(content, dict) else {}
     if "image_data" in content and "class_dict" in content:
-        images, classes = content["image_data"], content["class_dict"]
-    elif "data" in content and "labels" in content:
-        images, labels = content["data"], np.asarray(content["labels"])
-        wnid_of = _wnid_of_label(labels, content.get("catname2label"), name, known)
-        classes = {wnid_of[label]: np.flatnonzero(labels == label) for label in wnid_of}
-    else:
-        keys = a_few(sorted(map(str, content)))
-        raise UsageError(
-            f"{name}: holds {keys or 'no dictionary'}, expected image_data and class_dict, or data and labels; "
-            "get another copy"
-        )
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.shape[1:] != (SIZE, SIZE, 3):
-        raise UsageError(f"{name}: images {images.dtype} {images.shape}, expected uint8 (N, {SIZE}, {SIZE}, 3)")
-    classes = {
-        wnid.decode() if isinstance(wnid, bytes) else str(wnid): np.asarray(rows) for wnid, rows in classes.items()
-    }
-    for wnid, rows in classes.items():
-        if rows.ndim != 1 or rows.dtype.kind not in "iu" or not np.all((rows >= 0) & (rows < len(images))):
-            raise UsageError(f"{name}: class {wnid} isn't a list of rows of its {len(images)} images; get another copy")
-    return images, classes
+        images = arrays.images_of(content["image_data"], name, SIZE)
+        return images, arrays.rows_by_class(content["class_dict"], len(images), name)
+    if "data" in content and "labels" in content:
+        images = arrays.images_of(content["data"], name, SIZE)
+        rows = arrays.rows_by_label(content["labels"], len(images), name)
+        wnid_of = _wnid_of_label(list(rows), content.get("catname2label"), name, known)
+        return images, {wnid_of[label]: rows[label] for label in wnid_of}
+    keys = a_few(sorted(key for key in content if isinstance(key, str)))
+    raise UsageError(
+        f"{name}: holds {keys or 'no dictionary'}, expected image_data and class_dict, or data and labels; "
+        "get another copy"
+    )
 
 
-def _wnid_of_label(labels: np.ndarray, names, name: str, known: dict[str, list[str]]) -> dict:
+def _wnid_of_label(distinct: list[int | str], names, name: str, known: dict[str, list[str]]) -> dict:
     """Maps labels to WordNet ids: by the pickle's own catname2label, by themselves, or as sorted ids of its split."""
-    if isinstance(names, dict):
-        return {label: wnid for wnid, label in names.items() if label in set(labels.tolist())}
-    distinct = np.unique(labels).tolist()
+    if isinstance(names, dict) and all(isinstance(label, int | str | np.integer) for label in names.values()):
+        wnid_of = {label: str(wnid) for wnid, label in names.items() if label in distinct}
+        if len(wnid_of) == len(distinct):
+            return wnid_of
     if all(isinstance(label, str) for label in distinct):
         return {label: label for label in distinct}
-    if match := re.search(r"(train|val|test)[^/]*$", name):
+    if names is None and (match := re.search(r"(train|val|test)[^/]*$", name)):
         wnids = known[match[1]]
         # The authors numbered classes in the order of their WordNet ids, a split after the other; gaps say otherwise.
         if len(distinct) == len(wnids) and distinct[-1] - distinct[0] == len(wnids) - 1:

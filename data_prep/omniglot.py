@@ -8,19 +8,23 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import h5py
 import numpy as np
 from PIL import Image, ImageOps
 
-from common.shards import SPLITS, Split, UsageError
-from data_prep.files import Files, a_few, open_files, read_images
+from common.shards import SPLITS, Split, UsageError, build_command
+from data_prep import hdf5
+from data_prep.files import RawFiles, a_few, is_hdf5
 from data_prep.output import write
+from data_prep.pictures import Pictures, png_of
 
 PARTS = ("images_background", "images_evaluation")
 ZIPS = tuple(f"{part}.zip" for part in PARTS)
+DRAWING = re.compile(r"(?:^|/)([^/]+/character\d+)/[^/]+\.(?:png|jpe?g|bmp|gif|tiff?)$", re.IGNORECASE)
 DRAWINGS = 20
 SIZE = 28
 ROTATIONS = (0, 90, 180, 270)  # degrees, anticlockwise
@@ -28,32 +32,38 @@ SPLIT_FILE = Path(__file__).with_name("omniglot_split.txt")
 LAKE_VAL = 0.2  # share of the background alphabets that the lake split holds out: 6 of 30
 
 
-def build(data_dir: Path, raws: list[Path], split: str = "vinyals", seed: int = 0) -> Path:
-    """Build `DATA_DIR/omniglot` from `raws`: the two zips, a folder that holds them, or the extracted folders.
+def build(data_dir: Path, files: RawFiles, split: str = "vinyals", seed: int = 0) -> Path:
+    """Build `DATA_DIR/omniglot` from its drawings, wherever in `files` they lie, or from torchmeta's data.hdf5.
 
     split: "vinyals" takes the 1028 / 172 / 423 base characters of Vinyals et al. (2016); "lake" tests on
     images_evaluation, and holds a fifth of the alphabets of images_background out as val, drawn with `seed`. In both a
     character gives four classes, one a rotation. Returns the folder.
-    Raises UsageError where a part, a character or a drawing is missing, or a drawing is unreadable.
+    Raises UsageError where a character or a drawing is missing or unknown, or a drawing is unreadable.
     """
     with ExitStack() as stack:
-        files = {}
-        for path in _parts(raws):
-            within = stack.enter_context(open_files(path))
-            files |= {f"{path.name.removesuffix('.zip')}/{name}": opener for name, opener in within.items()}
-        shown = " ".join(map(str, raws))
-        characters, part_of = _characters(files, shown)
-        chosen = _vinyals(characters, shown) if split == "vinyals" else _lake(part_of, seed)
+        arrays = [name for name in files if is_hdf5(name)]
+        if arrays and not any(DRAWING.search(name) for name in files):
+            read, characters = _of_hdf5(files, arrays, stack)
+        else:
+            read, characters = files.read, _characters(files)
+        chosen, part_of = known_characters()
+        _refuse_others(files.shown, characters, part_of)
+        if split == "lake":
+            chosen = _lake(part_of, seed)
+        names = [name for s in SPLITS for character in chosen[s] for name in characters[character]]
+        pictures = Pictures(read, names, _ink)
         splits = {
             s: Split(
                 [f"{character}/rot{angle:03d}" for character in chosen[s] for angle in ROTATIONS],
                 [DRAWINGS] * len(chosen[s]) * len(ROTATIONS),
-                _rotated(files, [characters[character] for character in chosen[s]]),
+                _rotated(pictures, [characters[character] for character in chosen[s]]),
             )
             for s in SPLITS
         }
         source = f"Omniglot, {split} split" + (f" with seed {seed}" if split == "lake" else "")
-        return write(data_dir, "omniglot", splits, source)
+        folder = write(data_dir, "omniglot", splits, source)
+        files.said += pictures.said()
+        return folder
 
 
 def download(data_dir: Path) -> Path:
@@ -82,14 +92,14 @@ def download(data_dir: Path) -> Path:
         raise UsageError(
             f"Omniglot couldn't be downloaded ({error}); fetch {ZIPS[0]} and {ZIPS[1]} from "
             f"{Omniglot.download_url_prefix}, put both into {folder}, and run "
-            f"python data_prep/build.py --dataset omniglot --raw {folder}"
+            f"{build_command(folder.with_name('omniglot'), raw=folder)}"
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)
     return folder
 
 
-def _parts(raws: list[Path]) -> list[Path]:
+def parts(raws: list[Path]) -> list[Path]:
     """What to open: a part of Omniglot given alone (a zip or a folder) brings the other along if it lies beside it."""
     if len(raws) == 1 and raws[0].name.removesuffix(".zip") in PARTS:
         suffix = raws[0].suffix
@@ -100,44 +110,79 @@ def _parts(raws: list[Path]) -> list[Path]:
     return raws
 
 
-def _characters(files: Files, shown: str) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Maps "ALPHABET/characterNN" to its sorted file names, and to the part of Omniglot that it is in."""
-    characters, part_of = {}, {}
+def known_characters() -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Of omniglot_split.txt: the characters of each split in its order, and the part that each character is in."""
+    chosen, part_of = {s: [] for s in SPLITS}, {}
+    for line in SPLIT_FILE.read_text().splitlines():
+        if not line.startswith("#"):
+            s, alphabet, numbers, part = line.split()
+            first, last = map(int, numbers.split("-"))
+            characters = [f"{alphabet}/character{n:02d}" for n in range(first, last + 1)]
+            chosen[s] += characters
+            part_of |= dict.fromkeys(characters, f"images_{part}")
+    return chosen, part_of
+
+
+def _characters(files: RawFiles) -> dict[str, list[str]]:
+    """Maps "ALPHABET/characterNN" to its sorted file names; what lies above the alphabet may differ."""
+    characters: dict[str, dict[str, str]] = {}  # file name -> name
     for name in files:
-        if match := re.search(r"(?:^|/)(images_background|images_evaluation)/([^/]+/character\d+)/[^/]+\.png$", name):
-            characters.setdefault(match[2], []).append(name)
-            part_of[match[2]] = match[1]
+        if match := DRAWING.search(name):
+            first = characters.setdefault(match[1], {}).setdefault(name.rsplit("/", 1)[-1], name)
+            if first != name and files.read(first) != files.read(name):
+                raise UsageError(f"--raw {files.shown}: {first} and {name} differ; keep one of the two copies")
+    return {character: list(names.values()) for character, names in characters.items()}
+
+
+def _of_hdf5(
+    files: RawFiles, arrays: list[str], stack: ExitStack
+) -> tuple[Callable[[str], bytes], dict[str, list[str]]]:
+    """A function that reads a drawing, and the names of those of each character, of torchmeta's data.hdf5: uint8
+    (20, 105, 105) a character, ink 255."""
+    found: dict[str, h5py.Dataset] = {}
+    for name in arrays:
+        for path, dataset in hdf5.datasets(stack.enter_context(hdf5.opened(files, name)), name):
+            character = "/".join(path.split("/")[-2:])
+            if character in found or dataset.dtype != np.uint8 or dataset.ndim != 3:
+                raise UsageError(
+                    f"{name}: {path} holds {dataset.dtype} {dataset.shape}, or is there twice; expected uint8 "
+                    f"({DRAWINGS}, 105, 105) for each character; get another copy"
+                )
+            found[character] = dataset
+
+    def read(name: str) -> bytes:
+        character, number = name.rsplit("/", 1)
+        return png_of(255 - hdf5.rows(found[character], int(number)))
+
+    return read, {character: [f"{character}/{i}" for i in range(len(found[character]))] for character in found}
+
+
+def _refuse_others(shown: str, characters: dict[str, list[str]], part_of: dict[str, str]) -> None:
+    """Raise UsageError unless there are the characters of both parts, with twenty drawings each, and no other."""
+    unknown = sorted(characters.keys() - part_of.keys())
+    if unknown:
+        raise UsageError(
+            f"--raw {shown}: {len(unknown)} characters that aren't Omniglot's: {a_few(unknown)}; expected the "
+            f"{len(part_of)} of both zips, not turned or renamed; extract them again, or build it under another name"
+        )
+    missing = [character for character in part_of if character not in characters]
     for part, zip_name in zip(PARTS, ZIPS, strict=True):
-        if part not in part_of.values():
+        if {c for c in part_of if part_of[c] == part} <= set(missing):
             raise UsageError(
                 f"--raw {shown}: no {part}/ALPHABET/characterNN/*.png, expected both {ZIPS[0]} and {ZIPS[1]}, or what "
                 f"they hold; add {zip_name}"
             )
+    if missing:
+        raise UsageError(
+            f"--raw {shown}: {len(missing)} characters missing: {a_few(sorted(missing))}; expected the {len(part_of)} "
+            "of both zips; extract them again"
+        )
     odd = [f"{c} has {len(names)}" for c, names in characters.items() if len(names) != DRAWINGS]
     if odd:
         raise UsageError(
             f"--raw {shown}: expected {DRAWINGS} drawings a character, but {len(odd)} characters have others: "
             f"{a_few(odd)}; extract the zips again"
         )
-    return characters, part_of
-
-
-def _vinyals(characters: dict[str, list[str]], shown: str) -> dict[str, list[str]]:
-    """The base characters of each split, in the order of omniglot_split.txt; they must be all of `characters`."""
-    chosen = {s: [] for s in SPLITS}
-    for line in SPLIT_FILE.read_text().splitlines():
-        if not line.startswith("#"):
-            s, alphabet, numbers = line.split()
-            first, last = map(int, numbers.split("-"))
-            chosen[s] += [f"{alphabet}/character{n:02d}" for n in range(first, last + 1)]
-    expected = {character for s in SPLITS for character in chosen[s]}
-    for what, odd in (("missing", expected - set(characters)), ("unknown", set(characters) - expected)):
-        if odd:
-            raise UsageError(
-                f"--raw {shown}: {len(odd)} characters {what}: {a_few(sorted(odd))}; expected the {len(expected)} of "
-                "both zips; extract them again"
-            )
-    return chosen
 
 
 def _lake(part_of: dict[str, str], seed: int) -> dict[str, list[str]]:
@@ -154,12 +199,14 @@ def _lake(part_of: dict[str, str], seed: int) -> dict[str, list[str]]:
 def _ink(image: Image.Image) -> Image.Image:
     # 105 -> 28 makes one pixel of fourteen. Nearest neighbours, or a threshold afterwards, would break strokes that are
     # two pixels wide; filtered grey levels keep how much ink there was.
-    return ImageOps.invert(image.convert("L")).resize((SIZE, SIZE), Image.LANCZOS)
+    grey = image.convert("L")
+    on_white = np.asarray(grey).mean() > 127  # some copies have been inverted; most of a drawing is paper
+    return (ImageOps.invert(grey) if on_white else grey).resize((SIZE, SIZE), Image.LANCZOS)
 
 
-def _rotated(files: Files, characters: list[list[str]]) -> Iterator[np.ndarray]:
+def _rotated(pictures: Pictures, characters: list[list[str]]) -> Iterator[np.ndarray]:
     """Four blocks uint8 (20, 1, 28, 28) a character, one a rotation."""
     for names in characters:
-        images = read_images(files, names, _ink)
+        images = pictures.block(names)
         for angle in ROTATIONS:
             yield np.rot90(images, angle // 90, axes=(2, 3))

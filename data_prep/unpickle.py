@@ -9,11 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from common.shards import UsageError
-from data_prep.files import BROKEN
 
-# What Unpickler raises for bytes that are no pickle, or lead numpy astray.
-UNREADABLE = (pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, ImportError, ArithmeticError)
-UNREADABLE += (MemoryError,)
 PLAIN = re.compile(r"[<>|=]?([?bhilqpBHILQPefd]|[biuf][1248]|[SU][0-9]+)")  # numbers and text, as dtypes are written
 NDARRAY = object()  # stands for numpy.ndarray, which a pickle may name but not call
 
@@ -56,25 +52,48 @@ def _frombuffer(data: bytes, dtype: _Dtype, shape: tuple, order: str) -> np.ndar
     return np.frombuffer(data, dtype.value).reshape(shape, order=order)
 
 
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise TypeError(f"text in {encoding!r}")
+    return codecs.encode(text, encoding)
+
+
+def _bytearray(content: bytes | str = b"", encoding: str = "latin1") -> bytearray:
+    """From bytes, not of a length: that would take memory for nothing."""
+    return bytearray(content if isinstance(content, bytes) else _encode(content, encoding))
+
+
 # What numpy arrays, numpy scalars and plain containers ask for, by the names of numpy 1 and 2, and what they get.
-# `_codecs.encode` is how Python 3 writes bytes for protocol 2; it turns text into bytes and can do no more.
+# `_codecs.encode` is how Python 3 writes bytes for protocol 2.
 GIVEN = {
-    ("_codecs", "encode"): codecs.encode,
+    ("_codecs", "encode"): _encode,
     ("collections", "OrderedDict"): OrderedDict,
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): NDARRAY,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},
-    **{(b, kind.__name__): kind for b in ("builtins", "__builtin__") for kind in (set, frozenset, bytearray)},
+    **{(b, kind.__name__): kind for b in ("builtins", "__builtin__") for kind in (set, frozenset)},
+    **{(b, "bytearray"): _bytearray for b in ("builtins", "__builtin__")},
 }
 
 
-class _ArraysOnly(pickle.Unpickler):
+class _ArraysOnly(pickle._Unpickler):
+    """The unpickler in Python: the one in C takes the memory that a pickle declares before it finds it cut short."""
+
     def find_class(self, module: str, name: str):
         if (module, name) not in GIVEN:
             raise UsageError(f"asks for {module}.{name}")
         return GIVEN[module, name]
+
+    def load_build(self):
+        """State is set on arrays and their dtypes alone; on anything else it would set attributes."""
+        state, owner = self.stack.pop(), self.stack[-1]
+        if not isinstance(owner, _Dtype | _Array):
+            raise TypeError(f"state for a {type(owner).__name__}")
+        owner.__setstate__(state)
+
+    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}
 
 
 def load(file: BinaryIO, name: str):
@@ -90,5 +109,5 @@ def load(file: BinaryIO, name: str):
             f"{name}: refused, the pickle {error}, expected numpy arrays of numbers or text and plain containers only; "
             "get it from elsewhere, or build from the images"
         ) from None
-    except (*BROKEN, *UNREADABLE) as error:
+    except Exception as error:  # of bytes that are no pickle, or lead numpy astray, it may be any
         raise UsageError(f"{name}: not a whole pickle ({error}); fetch it again") from None

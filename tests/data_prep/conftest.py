@@ -17,6 +17,7 @@ def refused(tmp_path, capsys):
     """Runs a command that must fail: returns its one line, having checked the exit status and that nothing changed."""
 
     def run(*arguments, data_dir: Path = tmp_path / "data") -> str:
+        capsys.readouterr()  # what was said before
         before = contents(data_dir)
         existed = data_dir.exists()
         assert build.main(["--data-dir", str(data_dir), *map(str, arguments)]) == 2

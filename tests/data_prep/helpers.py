@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from common.shards import ROOT
+from data_prep import build
 
 RAW_DATA = Path(os.environ.get("RAW_DATA", ROOT.parent / "shared" / "data"))  # the real raw sets, where there are any
 COUNTS = {"ant": 3, "bee": 1, "cat": 7, "dog": 2, "elk": 4, "fox": 5}
@@ -29,6 +30,14 @@ def splits_of(built: Path) -> dict[str, tuple[np.ndarray, np.ndarray, list[str]]
             names = [name.decode() for name in file["class_names"][:]]
             result[split] = file["images"][:], file["class_start"][:], names
     return result
+
+
+def built(name: str, raw: Path | list[Path], data_dir: Path, *options: str) -> Path:
+    """The folder of a set that the command builds."""
+    raws = raw if isinstance(raw, list) else [raw]
+    arguments = ["--dataset", name, "--raw", *map(str, raws), "--data-dir", str(data_dir), *map(str, options)]
+    assert build.main(arguments) == 0
+    return data_dir / name
 
 
 def pack(folder: Path, archive: Path) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import files
+from data_prep import files, pictures
 from tests.data_prep.helpers import COUNTS, class_folders, contents, pack
 
 
@@ -68,20 +68,20 @@ def test_hidden_files_and_links_to_folders_above_are_passed_over(tmp_path):
     (raw / "__MACOSX").mkdir()
     (raw / "__MACOSX" / "00.png").write_bytes(b"")
     (raw / "ant" / "loop").symlink_to(raw)
-    with files.open_files(raw) as found:
+    with files.open_files([raw]) as found:
         assert list(found) == ["ant/00.png", "ant/01.png"]
 
 
 def test_transparent_turned_and_16_bit_images_come_out_as_they_are_seen():
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    assert (np.asarray(files.squared(clear, 8)) == 255).all()
+    assert (np.asarray(pictures.squared(clear, 8)) == 255).all()
     deep = Image.fromarray(np.full((8, 8), 0x8000, np.uint16))
-    assert (np.asarray(files.squared(deep, 8, "L")) == 0x80).all()
+    assert (np.asarray(pictures.squared(deep, 8, "L")) == 0x80).all()
     turned = Image.new("L", (16, 8), 0)
     turned.paste(255, (8, 0, 16, 8))
     exif = turned.getexif()
     exif[0x0112] = 6  # the camera was held upright: turn it clockwise
     buffer = io.BytesIO()
     turned.save(buffer, "PNG", exif=exif)
-    upright = np.asarray(files.squared(Image.open(buffer), 8, "L"))
+    upright = np.asarray(pictures.squared(Image.open(buffer), 8, "L"))
     assert upright[0].max() < 50 and upright[-1].min() > 200

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import build, miniimagenet, output
-from tests.data_prep.helpers import RAW_DATA, contents, needs_raw, pack, splits_of
+from data_prep import build, output
+from tests.data_prep.helpers import RAW_DATA, built, contents, needs_raw, pack, splits_of
 from tests.data_prep.miniimagenet_layouts import (
     LAYOUTS,
     WNIDS,
@@ -23,8 +23,8 @@ from tests.data_prep.miniimagenet_layouts import (
 )
 
 
-def assert_built(built: Path, jpegs) -> None:
-    for split, (images, starts, names) in splits_of(built).items():
+def assert_built(folder: Path, jpegs) -> None:
+    for split, (images, starts, names) in splits_of(folder).items():
         assert names == WNIDS[split]
         assert starts.tolist() == list(range(0, 4 * len(names) + 1, 4))
         expected = np.stack([pixels(jpeg) for wnid in names for jpeg in jpegs[wnid].values()])
@@ -57,15 +57,14 @@ def test_ilsvrc_tars_of_classes_build_the_same_images_with_csv_files_from_elsewh
         pack(folder, tars / f"{folder.name}.tar")
     raw = pack(tars, tmp_path / "ILSVRC2012_img_train.tar") if nested else tars
     write_csv(tmp_path / "ravi")
-    built = miniimagenet.build(tmp_path / "data", raw, tmp_path / "ravi")
-    assert_built(built, jpegs)
+    assert_built(built("miniimagenet", raw, tmp_path / "data", "--csv", tmp_path / "ravi"), jpegs)
 
 
 def test_images_of_another_size_are_resized_to_84(jpegs, tmp_path):
     raw = images_and_csv(jpegs, tmp_path / "raw")
     large = Image.new("L", (300, 200), 200)
     large.save(raw / "images" / "n0153282900000002.jpg")
-    images, _, _ = splits_of(miniimagenet.build(tmp_path / "data", raw))["train"]
+    images, _, _ = splits_of(built("miniimagenet", raw, tmp_path / "data"))["train"]
     assert images.shape == (12, 3, 84, 84)
     np.testing.assert_array_equal(images[0], 200)
 
@@ -98,7 +97,7 @@ def test_an_ilsvrc_folder_without_csv_files_says_which_option_is_missing(jpegs, 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("image,class\na.jpg,n01532829\n", "filename,label"),
+        ("image,size\na.jpg,n01532829\n", "filename,label"),
         ("", "filename,label"),
         ("filename,label\nn0153282900000002.jpg,17\n", "line 2"),
         ("filename,label\nn0153282900000002.jpg\n", "line 2"),
@@ -125,12 +124,12 @@ def test_a_table_with_line_ends_of_any_system_is_read(jpegs, tmp_path, refused):
 
 def test_an_unreadable_image_is_named_and_a_good_build_survives_it(jpegs, tmp_path, refused):
     raw = images_and_csv(jpegs, tmp_path / "raw")
-    built = miniimagenet.build(tmp_path / "data", raw)
-    before = contents(built)
+    found = built("miniimagenet", raw, tmp_path / "data")
+    before = contents(found)
     broken = raw / "images" / "n0193011200000010.jpg"  # the last image of the last split
     broken.write_bytes(broken.read_bytes()[:300])
     assert "images/n0193011200000010.jpg" in refused("--dataset", "miniimagenet", "--raw", raw)
-    assert contents(built) == before
+    assert contents(found) == before
 
 
 @needs_raw("miniimagenet")

@@ -3,8 +3,10 @@
 import functools
 import hashlib
 import http.server
+import shutil
 import threading
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,14 @@ import pytest
 from PIL import Image
 
 from data_prep import build, files, omniglot
-from tests.data_prep.helpers import RAW_DATA, contents, needs_raw, pack, splits_of
+from tests.data_prep.helpers import RAW_DATA, built, contents, needs_raw, pack, splits_of
 
 CHARACTERS = {
     "images_background": [f"{name}/character01" for name in ("Ant", "Bee", "Cat", "Dog")] + ["Ant/character02"],
     "images_evaluation": ["Elk/character01"],
 }
+LINES = ("train Ant 1-2", "train Bee 1-1", "train Dog 1-1", "val Cat 1-1")
+LINES = (*(f"{line} background" for line in LINES), "test Elk 1-1 evaluation")
 
 
 def drawing(index: int, number: int) -> Image.Image:
@@ -32,7 +36,7 @@ def drawing(index: int, number: int) -> Image.Image:
 def drawings(tmp_path, monkeypatch) -> Path:
     """A small Omniglot, extracted; four characters train, one val, one test."""
     split = tmp_path / "split.txt"
-    split.write_text("# comment\ntrain Ant 1-2\ntrain Bee 1-1\ntrain Dog 1-1\nval Cat 1-1\ntest Elk 1-1\n")
+    split.write_text("# comment\n" + "".join(f"{line}\n" for line in LINES))
     monkeypatch.setattr(omniglot, "SPLIT_FILE", split)
     for part, characters in CHARACTERS.items():
         for index, character in enumerate(characters):
@@ -54,12 +58,12 @@ def zipped(drawings: Path, folder: Path) -> Path:
 
 def test_omniglot_has_ink_255_on_0_and_each_rotation_is_a_class(drawings, tmp_path):
     before = contents(drawings)
-    built = splits_of(omniglot.build(tmp_path / "data", [drawings]))
+    found = splits_of(built("omniglot", [drawings], tmp_path / "data"))
     assert contents(drawings) == before
-    images, starts, names = built["train"]
+    images, starts, names = found["train"]
     assert images.shape == (4 * 4 * 20, 1, 28, 28) and starts.tolist() == list(range(0, 321, 20))
     assert names[:5] == [f"Ant/character01/rot{angle:03d}" for angle in (0, 90, 180, 270)] + ["Ant/character02/rot000"]
-    assert [built[s][2][0] for s in ("val", "test")] == ["Cat/character01/rot000", "Elk/character01/rot000"]
+    assert [found[s][2][0] for s in ("val", "test")] == ["Cat/character01/rot000", "Elk/character01/rot000"]
     assert images.max() == 255 and np.median(images) == 0
     assert images[0, 0, 5, 5] == 255 and images[0, 0, 20, 20] == 0  # the bar is ink, the paper isn't
     for turns in range(4):
@@ -68,7 +72,7 @@ def test_omniglot_has_ink_255_on_0_and_each_rotation_is_a_class(drawings, tmp_pa
 
 
 def test_omniglot_resizes_with_antialiasing_to_grey_levels(drawings, tmp_path):
-    images, _, _ = splits_of(omniglot.build(tmp_path / "data", [drawings]))["train"]
+    images, _, _ = splits_of(built("omniglot", [drawings], tmp_path / "data"))["train"]
     whole = 255.0 - np.asarray(drawing(0, 0).convert("L"), float)
     assert len(np.unique(images[0])) > 8
     assert images[0].mean() == pytest.approx(whole.mean(), rel=0.02)  # as much ink as there was
@@ -78,13 +82,13 @@ def test_omniglot_builds_the_same_from_zips_a_folder_of_them_and_extracted_folde
     zips = zipped(drawings, tmp_path / "zips")
     background, evaluation = (zips / f"{part}.zip" for part in CHARACTERS)
     both = pack(drawings, tmp_path / "both.tar.gz")
-    reference = splits_of(omniglot.build(tmp_path / "data0", [drawings]))
+    reference = splits_of(built("omniglot", [drawings], tmp_path / "data0"))
     part = drawings / "images_evaluation"
     for i, raws in enumerate([[zips], [background], [evaluation, background], [part], [both]]):
-        built = splits_of(omniglot.build(tmp_path / f"data{i + 1}", raws))
+        found = splits_of(built("omniglot", raws, tmp_path / f"data{i + 1}"))
         for split in reference:
-            np.testing.assert_array_equal(built[split][0], reference[split][0])
-            assert built[split][2] == reference[split][2]
+            np.testing.assert_array_equal(found[split][0], reference[split][0])
+            assert found[split][2] == reference[split][2]
 
 
 def test_lake_split_keeps_alphabets_apart_and_follows_the_seed(drawings, tmp_path):
@@ -92,11 +96,11 @@ def test_lake_split_keeps_alphabets_apart_and_follows_the_seed(drawings, tmp_pat
     for seed in range(4):
         arguments = ["--dataset", "omniglot", "--raw", str(drawings), "--split", "lake", "--seed", str(seed)]
         assert build.main([*arguments, "--data-dir", str(tmp_path / "data")]) == 0
-        built = splits_of(tmp_path / "data" / "omniglot")
-        alphabets = {split: {name.split("/")[0] for name in names} for split, (_, _, names) in built.items()}
+        found = splits_of(tmp_path / "data" / "omniglot")
+        alphabets = {split: {name.split("/")[0] for name in names} for split, (_, _, names) in found.items()}
         assert alphabets["test"] == {"Elk"} and len(alphabets["val"]) == 1 and len(alphabets["train"]) == 3
         assert alphabets["train"] | alphabets["val"] == {"Ant", "Bee", "Cat", "Dog"}
-        assert all(len(names) == 4 * len({n.rsplit("/", 1)[0] for n in names}) for _, _, names in built.values())
+        assert all(len(names) == 4 * len({n.rsplit("/", 1)[0] for n in names}) for _, _, names in found.values())
         held_out |= alphabets["val"]
     assert len(held_out) > 1
 
@@ -107,16 +111,13 @@ def test_what_omniglot_lacks_is_named(drawings, tmp_path, refused):
     for path in (drawings / "images_background" / "Ant" / "character02").iterdir():
         path.unlink()
     assert "1 characters missing: Ant/character02" in refused("--dataset", "omniglot", "--raw", drawings)
-    (drawings / "images_evaluation").rename(drawings / "evaluation")
+    shutil.rmtree(drawings / "images_evaluation")
     assert "images_evaluation.zip" in refused("--dataset", "omniglot", "--raw", drawings)
 
 
 def test_the_split_that_ships_has_1028_172_and_423_characters_and_no_two_alike():
-    chosen = {}
-    for line in omniglot.SPLIT_FILE.read_text().splitlines()[1:]:
-        split, alphabet, numbers = line.split()
-        first, last = map(int, numbers.split("-"))
-        chosen.setdefault(split, []).extend((alphabet, n) for n in range(first, last + 1))
+    chosen, part_of = omniglot.known_characters()
+    assert Counter(part_of.values()) == {"images_background": 964, "images_evaluation": 659}
     assert [len(chosen[s]) for s in ("train", "val", "test")] == [1028, 172, 423]
     assert len(set(sum(chosen.values(), []))) == 1623
 
@@ -144,7 +145,7 @@ def site(drawings, tmp_path, monkeypatch):
 def test_without_raw_omniglot_is_downloaded_once_and_built(site, drawings, tmp_path):
     data = tmp_path / "data"
     assert build.main(["--dataset", "omniglot", "--data-dir", str(data)]) == 0
-    expected = splits_of(omniglot.build(tmp_path / "expected", [drawings]))
+    expected = splits_of(built("omniglot", [drawings], tmp_path / "expected"))
     np.testing.assert_array_equal(splits_of(data / "omniglot")["train"][0], expected["train"][0])
     assert {p.name for p in (data / "omniglot-py").iterdir()} == {"images_background.zip", "images_evaluation.zip"}
     for path in site.iterdir():
@@ -180,8 +181,11 @@ def test_the_real_omniglot_has_4112_688_and_1692_classes_of_20(tmp_path):
 
 @needs_raw("omniglot")
 def test_the_real_lake_split_has_24_6_and_20_alphabets():
-    with files.open_files(RAW_DATA / "omniglot") as found:
-        chosen = omniglot._lake(omniglot._characters(found, "raw")[1], seed=0)
+    _, part_of = omniglot.known_characters()
+    with files.open_files([RAW_DATA / "omniglot"], always=omniglot.ZIPS) as found:
+        assert omniglot._characters(found).keys() == part_of.keys()
+        assert all(part_of["/".join(name.split("/")[-3:-1])] in name for name in found.pictures())
+    chosen = omniglot._lake(part_of, seed=0)
     alphabets = {split: {c.split("/")[0] for c in characters} for split, characters in chosen.items()}
     assert [len(alphabets[s]) for s in ("train", "val", "test")] == [24, 6, 20]
     assert len(set.union(*alphabets.values())) == 50 and len(chosen["test"]) == 659

@@ -1,0 +1,204 @@
+"""Class lists: text, csv or json files that say which classes are for training, validation and test.
+
+They lie beside the pictures, as train.txt, val.txt and test.txt (or base.json, val.json and novel.json, ...), or are
+given by hand: such a folder, or one file with `name,split` on each line. An entry names a class, or a picture of it.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from common.shards import SPLITS, UsageError
+from data_prep import splits, tables
+from data_prep.files import RawFiles, a_few, is_picture, open_files
+
+SUFFIXES = (*tables.SUFFIXES, ".lst", ".json")
+Lists = dict[str, list[str]]  # split -> entries
+EXPECTED = "train.txt, val.txt and test.txt with the name of a class on each line, or one file of lines name,split"
+
+
+class Classes:
+    """Finds the class that an entry of a list means; `pictures`: class name -> the names of its pictures."""
+
+    def __init__(self, pictures: dict[str, list[str]]):
+        self.named: dict[str, list[str]] = {}
+        self.class_of = {}
+        for name, of_class in pictures.items():
+            parts = splits.same(name).split("/")
+            for start in range(len(parts)):
+                self.named.setdefault("/".join(parts[start:]), []).append(name)
+            self.class_of |= dict.fromkeys(of_class, name)
+        self.index = tables.Index(self.class_of)
+
+    def find(self, entry: str) -> list[str]:
+        """The classes that it may mean: none where it means none, several where it isn't clear."""
+        plain = splits.same(entry.strip().strip("\"'").replace("\\", "/").strip("/"))
+        if plain in self.named:
+            exact = [name for name in self.named[plain] if splits.same(name) == plain]
+            return exact or self.named[plain]
+        if is_picture(plain):
+            return sorted({self.class_of[name] for name in self.index.find(entry)})
+        return []
+
+
+def given(path: Path, pictures: dict[str, list[str]], files: RawFiles) -> dict[str, list[str]]:
+    """The classes of each split as the folder or file `path` lists them. Raises UsageError."""
+    where = f"--split {path}"
+    if path.is_file() and not splits.splits_of_names([path.stem]):
+        lists = _one_file(path.read_bytes(), where)
+        groups = {where: lists}
+    else:
+        with open_files([path.parent if path.is_file() else path]) as listing:
+            groups = _groups(listing)
+    if not groups:
+        raise UsageError(f"{where}: no class list, expected {EXPECTED}")
+    return _chosen_of(groups, pictures, files, where)
+
+
+def found(files: RawFiles, pictures: dict[str, list[str]]) -> dict[str, list[str]] | None:
+    """The classes of each split as lists beside the pictures say; None where there are none.
+
+    Raises UsageError where lists disagree, or name classes that aren't there.
+    """
+    classes = Classes(pictures)
+    groups = {}
+    for where, lists in _groups(files).items():
+        if all(any(classes.find(entry) for entry in lists[split]) for split in SPLITS):
+            groups[where] = lists
+        else:
+            files.said.append(f"{where} name none of the classes, and are passed over")
+    if not groups:
+        return None
+    files.said.append(f"the split is that of {next(iter(groups))}")
+    return _chosen_of(groups, pictures, files, f"--raw {files.shown}")
+
+
+def _chosen_of(
+    groups: dict[str, Lists], pictures: dict[str, list[str]], files: RawFiles, where: str
+) -> dict[str, list[str]]:
+    classes = Classes(pictures)
+    chosen = {name: _resolved(lists, classes, name) for name, lists in groups.items()}
+    first = next(iter(chosen))
+    others = [name for name in chosen if chosen[name] != chosen[first]]
+    if others:
+        raise UsageError(
+            f"{where}: class lists that differ, {first} and {others[0]}; say which one, as in --split "
+            f"{shlex.quote(str(PurePosixPath(first.split(',')[0]).parent))}"
+        )
+    splits.refuse_shared(chosen[first], files.shown, "list each class once")
+    listed = {name for names in chosen[first].values() for name in names}
+    left = [name for name in pictures if name not in listed]
+    if left:
+        files.said.append(f"{len(left)} classes that no list names are left out: {a_few(left)}")
+    return chosen[first]
+
+
+def _resolved(lists: Lists, classes: Classes, where: str) -> dict[str, list[str]]:
+    chosen = {}
+    for split, entries in lists.items():
+        found, missing = {}, []
+        for entry in entries:
+            meant = classes.find(entry)
+            if len(meant) > 1:
+                raise UsageError(f"{where}: {entry!r} may be {a_few(meant)}; write the whole path of the class folder")
+            found |= dict.fromkeys(meant)
+            missing += [] if meant else [entry]
+        if missing:
+            raise UsageError(
+                f"{where}: {len(missing)} of {len(entries)} entries for {split} name no class or picture that is "
+                f"there: {a_few(missing)}; complete the pictures, or correct the list"
+            )
+        chosen[split] = sorted(found)
+    return chosen
+
+
+def _groups(files: RawFiles) -> dict[str, Lists]:
+    """Three files of one folder and suffix that mean train, val and test, by their names."""
+    places: dict[tuple, dict[str, str]] = {}
+    for name in files:
+        path = PurePosixPath(name)
+        if path.suffix.lower() in SUFFIXES and (meant := splits.meaning(path.stem)):
+            split = "test" if meant[0] == "evaluation" else meant[0]
+            places.setdefault((path.parent, path.suffix.lower(), meant[1]), {}).setdefault(split, name)
+    groups = {}
+    for by_split in places.values():
+        if set(by_split) == set(SPLITS):
+            names = [by_split[split] for split in SPLITS]
+            groups[", ".join(names)] = {s: _entries(files.read(by_split[s]), by_split[s]) for s in SPLITS}
+    return groups
+
+
+def _entries(data: bytes, where: str) -> list[str]:
+    """What a file of one split lists: classes, or pictures."""
+    if where.lower().endswith(".json"):
+        return _json_entries(_json(data, where), where)
+    rows = [row for row in tables.rows_of(data, where) if not row[0].startswith("#")]
+    if not rows:
+        return []
+    header = tables.header_of(rows[0])
+    names = tables.column(header, tables.CLASS_COLUMNS)
+    if names is not None and (len(header) > 1 or len(rows) > 1 and header[0] in ("label", "class", "classname")):
+        return list(dict.fromkeys(row[names] for row in rows[1:] if len(row) > names))
+    if len(rows[0]) == 1:
+        return [row[0].split(" ")[0] if is_picture(row[0].split(" ")[0]) else row[0] for row in rows]
+    pictures = next((c for c, cell in enumerate(rows[-1]) if is_picture(cell)), 0)
+    return [row[pictures] for row in rows if len(row) > pictures and (is_picture(row[pictures]) or not pictures)]
+
+
+def _json(data: bytes, where: str):
+    try:
+        return json.loads(tables.text_of(data))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: no whole json file ({error}); get another copy") from None
+
+
+def _json_entries(content, where: str) -> list[str]:
+    if isinstance(content, dict):  # as CUB's lists of pictures, or with classes as keys
+        content = content.get("image_names") or list(content)
+    if not isinstance(content, list):
+        raise UsageError(f"{where}: {type(content).__name__}, expected a list of classes; get another copy")
+    entries = []
+    for entry in content:
+        parts = entry if isinstance(entry, list) else [entry]  # such as a class below its superclass
+        if not all(isinstance(part, str) for part in parts):
+            raise UsageError(f"{where}: holds {str(type(parts[0]).__name__)}, expected names of classes")
+        entries.append("/".join(parts))
+    return entries
+
+
+def _one_file(data: bytes, where: str) -> Lists:
+    """Lines of a class and its split, in any order of columns."""
+    if where.lower().endswith(".json"):
+        content = _json(data, where)
+        items = content.items() if isinstance(content, dict) else ()
+        if items and all(isinstance(names, list) for _, names in items):
+            pairs = [(name, key) for key, names in items for name in _json_entries(names, where)]
+        else:
+            pairs = [(name, str(split)) for name, split in items]
+    else:
+        rows = [row for row in tables.rows_of(data, where) if not row[0].startswith("#")]
+        pairs = _pairs(rows)
+    meant = splits.splits_of_names({split for _, split in pairs})
+    unknown = sorted({split for _, split in pairs} - set(meant))
+    if not pairs or unknown:
+        what = f"{a_few(unknown)} means no split" if unknown else "no lines"
+        raise UsageError(f"{where}: {what}, expected {EXPECTED}, where split is train, val or test")
+    return {s: [name for name, split in pairs if meant[split] == s] for s in SPLITS}
+
+
+def _pairs(rows: list[list[str]]) -> Iterable[tuple[str, str]]:
+    """(name, split) of each line, whichever comes first; a first line that names the columns is left out."""
+    if not rows:
+        return []
+    header = tables.header_of(rows[0])
+    place = tables.column(header, tables.SPLIT_COLUMNS)
+    if place is not None:
+        rows = rows[1:]
+    elif len(rows[0]) > 1:
+        place = next((c for c in reversed(range(len(rows[0]))) if splits.meaning(rows[0][c])), len(rows[0]) - 1)
+    else:
+        place = 0
+    name = tables.column(header, tables.CLASS_COLUMNS) if place is not None and rows else None
+    name = (1 if place == 0 else 0) if name is None else name
+    return [(row[name], row[place]) if max(name, place) < len(row) else (row[0], "nothing") for row in rows]
