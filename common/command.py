@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common import lock, meters
 from common.folder import DiskError
 from common.options import Options, check, flag
-from common.shards import ROOT, UsageError
+from common.shards import ROOT, UsageError, channels
 
 
 def command(main: Callable[[], None]) -> None:
@@ -63,12 +63,13 @@ def parse(config_type: type, settings: dict[str, dict]):
     """
     argv = sys.argv[1:]
     first = {name: _value_of(argv, name) for name in ("dataset", "resume", "evaluate")}
-    origin = first["resume"] or first["evaluate"]
+    origin = os.path.expanduser(first["resume"] or first["evaluate"] or "")
     if origin:
         default = _saved_config(config_type, Path(origin), at_test=not first["resume"])
     else:
         dataset = first["dataset"] or Options.dataset
-        default = config_type(**{"dataset": dataset, **settings.get(dataset, settings["other"])})
+        data_dir = Path(os.path.expanduser(_value_of(argv, "data-dir") or Options.data_dir))
+        default = config_type(**{"dataset": dataset, **_settings_of(settings, dataset, data_dir)})
         given = _options_of(argv)
         if "--minutes" in given and "--steps" not in given:
             default = dataclasses.replace(default, steps=None)
@@ -102,7 +103,7 @@ def _value_of(argv: list[str], name: str) -> str | None:
     """The value of --name on a command line, read before the defaults of everything else are known."""
     for word, following in zip(argv, [*argv[1:], None]):
         option, given, value = word.partition("=")
-        if option == f"--{name}":
+        if option.replace("_", "-") == f"--{name}":
             return value if given else following
     return None
 
@@ -119,12 +120,23 @@ def read(options: type, description: str, **how):
     refused = io.StringIO()
     try:
         with contextlib.redirect_stderr(refused):
-            return tyro.cli(options, description=description, **how)
+            config = tyro.cli(options, description=description, **how)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
         words = re.sub(r"[─-╿]|-{3,}|\x1b\[[0-9;]*m", " ", refused.getvalue())
         raise UsageError(" ".join(words.split())) from None
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    paths = {name: Path(os.path.expanduser(value)) for name, value in values.items() if isinstance(value, Path)}
+    return dataclasses.replace(config, **paths)
+
+
+def _settings_of(settings: dict[str, dict], dataset: str, data_dir: Path) -> dict:
+    """The settings for a data set; a person's own one in grey holds characters or drawings, which aren't mirrored."""
+    of_set = settings.get(dataset, settings.get("other", {}))
+    if dataset not in settings and channels(data_dir / dataset) == 1:
+        of_set = {name: value for name, value in of_set.items() if name not in ("flip", "views")}
+    return of_set
 
 
 def _saved_config(config_type: type, folder: Path, at_test: bool):
@@ -154,7 +166,7 @@ def _saved_config(config_type: type, folder: Path, at_test: bool):
 def _print(config: Options, settings: dict[str, dict], argv: list[str], origin: str | None) -> None:
     """A line an option: its value, and where that comes from."""
     given = _options_of(argv)
-    of_set = settings.get(config.dataset, settings.get("other", {}))
+    of_set = _settings_of(settings, config.dataset, config.data_dir)
     for field in dataclasses.fields(config):
         if field.name == "print_config":
             continue

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.augment import Warp, warp
-from common.shards import UsageError, read_shard
+from common.shards import UsageError, build_command, read_shard
 
 
 @dataclass
@@ -98,7 +98,8 @@ class EpisodeLoader:
         smallest, n = int(counts.min()), self.path.stem
         if ways > len(counts):
             raise UsageError(
-                f"{named[0]} {ways}: {n} of {self.path.parent.name} has {len(counts)} classes; ask for fewer ways"
+                f"{named[0]} {ways}: {n} of {self.path.parent.name} has {len(counts)} classes; ask for fewer ways, "
+                "or, of a set of your own, build another split: build.py's --split"
             )
         if unequal and shots == 1:
             raise UsageError(f"{named[1]} 1: expected 2 or more with --unequal-shots, as no class has fewer than 1")
@@ -107,7 +108,9 @@ class EpisodeLoader:
             most = f" (up to {self.most_shots} with --unequal-shots)" if unequal else ""
             raise UsageError(
                 f"{named[1]} {shots}{most} and {named[2]} {queries}: class {name} of {self.path.parent.name} {n} "
-                f"has {smallest} images; ask for no more together"
+                f"has {smallest} images, and {(counts < self.most_shots + queries).sum()} of {len(counts)} classes have too few; "
+                "ask for no more together, or, of a set of your own, leave such classes out: "
+                f"{build_command(self.path.parent)} --least-images {self.most_shots + queries}"
             )
         self.pool = pool and (
             min(max(pool[0], ways), len(counts)),

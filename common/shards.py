@@ -10,6 +10,8 @@ and the attributes `source`, `split`, `mean` and `std` (of the training images, 
 
 import errno
 import hashlib
+import math
+import os
 import shlex
 import shutil
 from collections.abc import Iterable
@@ -30,7 +32,7 @@ class UsageError(Exception):
     """What the person at the keyboard can mend: one line with the value, what was expected, and the mend."""
 
 
-def build_command(folder: Path, raw: Path | str | None = None, options: str = "") -> str:
+def build_command(folder: Path, raw: Path | str | None = None) -> str:
     """What builds a data set into its folder, to be pasted; `raw` is where from."""
     if raw is None and folder.name not in ("glyphs", "omniglot"):
         raw = "PATH"
@@ -39,7 +41,12 @@ def build_command(folder: Path, raw: Path | str | None = None, options: str = ""
         command += f" --raw {shlex.quote(str(raw))}"
     if folder.parent.absolute() != ROOT / "data":
         command += f" --data-dir {shlex.quote(str(folder.parent))}"
-    return command + options
+    return command
+
+
+def storable(name: str) -> str:
+    """A name as HDF5 can hold it: what a file's name has beyond Unicode is written as an escape."""
+    return name.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass
@@ -61,12 +68,13 @@ def write_shard(path: Path, split: str, content: Split, source: str, moments: tu
     Raises UsageError where a class has another number of images, or images of another size, than was promised.
     """
     starts = np.concatenate([[0], np.cumsum(content.counts)]).astype(np.int64)
-    names = np.array(content.class_names, dtype=object)
+    class_names = [storable(name) for name in content.class_names]
+    names = np.array(class_names, dtype=object)
     digest = hashlib.sha256()
     histogram = 0  # of each channel's 256 grey levels: exact moments, and faster than sums of squares
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", locking=False) as file:
         images = None
-        rows = zip(content.class_names, starts[:-1], starts[1:], content.images, strict=True)
+        rows = zip(class_names, starts[:-1], starts[1:], content.images, strict=True)
         for class_name, start, stop, block in tqdm(rows, split, len(names), unit="class", leave=False, disable=None):
             if images is None:
                 if shutil.disk_usage(path.parent).free < starts[-1] * block[0].size:  # h5py fails badly on a full disk
@@ -91,9 +99,14 @@ def write_shard(path: Path, split: str, content: Split, source: str, moments: tu
         file["class_start"] = starts
         file["class_names"] = names
         digest.update(starts)
-        digest.update("\n".join(content.class_names).encode())
+        digest.update("\n".join(class_names).encode())
         file.attrs.update(
-            source=source, split=split, mean=moments[0], std=moments[1], version=VERSION, checksum=digest.hexdigest()
+            source=storable(source),
+            split=split,
+            mean=moments[0],
+            std=moments[1],
+            version=VERSION,
+            checksum=digest.hexdigest(),
         )
     return moments
 
@@ -104,22 +117,51 @@ def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarra
     Raises UsageError, with the command that builds the file, where it is missing, cut short or not of this format.
     """
     build = f"build it: {build_command(path.parent)}"
-    if not path.exists():
+    if not os.path.isfile(path):
         there = ", ".join(sorted(file.parent.name for file in path.parent.parent.glob("[!.]*/test.h5"))) or "none"
         raise UsageError(f"{path} isn't there (built data sets: {there}); {build}")
     try:
-        with h5py.File(path) as file:
-            images, starts = file["images"], file["class_start"][:]
-            names = [str(name) for name in file["class_names"].asstr()[:]]
-            mean, std = file.attrs["mean"], file.attrs["std"]
-            offset, shape, dtype, version = images.id.get_offset(), images.shape, images.dtype, file.attrs["version"]
-    except (OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{path} is no whole data file ({str(error).splitlines()[0]}); {build}") from None
+        length = path.stat().st_size
+        with opened(path) as file:
+            stored = {name: _stored(file, name, length) for name in ("images", "class_start", "class_names")}
+            images = stored["images"]
+            offset, shape, dtype = images.id.get_offset(), images.shape, images.dtype
+            starts = stored["class_start"][:]
+            names = [str(name) for name in stored["class_names"].asstr()[:]]
+            mean, std = (np.asarray(file.attrs[name], dtype=np.float64) for name in ("mean", "std"))
+            version = file.attrs["version"]
+    except Exception as error:  # h5py raises errors of many types, for whatever it comes upon in a damaged file
+        raise UsageError(f"{path} is no whole data file ({str(error).partition(chr(10))[0]}); {build}") from None
     whole = (
-        version == VERSION and dtype == np.uint8 and len(shape) == 4 and offset is not None
-        and starts.ndim == 1 and len(starts) == len(names) + 1 > 1 and starts[0] == 0 and starts[-1] == shape[0]
-        and (np.diff(starts) > 0).all() and np.shape(mean) == np.shape(std) == shape[1:2]
+        np.all(version == VERSION) and dtype == np.uint8 and len(shape) == 4 and min(shape) > 0 and offset is not None
+        and offset + math.prod(shape) <= length and starts.dtype.kind in "iu" and starts.ndim == 1
+        and len(starts) == len(names) + 1 > 1 and starts[0] == 0 and starts[-1] == shape[0]
+        and (starts[1:] > starts[:-1]).all() and mean.shape == std.shape == shape[1:2]
+        and np.isfinite([mean, std]).all()
     )  # fmt: skip
     if not whole:
         raise UsageError(f"{path} holds images {dtype} {shape}, {len(names)} names: not the format expected; {build}")
     return np.memmap(path, np.uint8, "r", offset, shape), starts.astype(np.int64), names, mean, np.maximum(std, 1e-3)
+
+
+def opened(path: Path) -> h5py.File:
+    """A file for reading, without a lock: built sets never change, and some network file systems have no locks."""
+    return h5py.File(path, "r", locking=False)
+
+
+def _stored(file: h5py.File, name: str, length: int) -> h5py.Dataset:
+    """A data set that lies in the file of `length` bytes itself. Raises ValueError for any other."""
+    stored = file[name]
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or stored.is_virtual or stored.external:
+        raise ValueError(f"{name} is elsewhere")
+    if math.prod(stored.shape) * stored.dtype.itemsize > length:
+        raise ValueError(f"{name} is larger than the file")
+    return stored
+
+
+def channels(folder: Path) -> int | None:
+    """How many a built set's images have; None where it isn't built."""
+    try:
+        return read_shard(folder / "train.h5")[0].shape[1]
+    except UsageError:
+        return None

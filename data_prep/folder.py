@@ -171,7 +171,8 @@ def _refuse_same_below_two(files: RawFiles, common: str, names: list[str]) -> No
 
 def _refuse_roots(files: RawFiles, common: str, folders: list[str], names: list[str]) -> None:
     roots = [os.path.dirname(folder) or folder for folder in folders]
-    one = shlex.quote("/".join(part for part in (files.shown, common, roots[0]) if part))
+    of_pictures = next((root for root in roots if re.search("im(a)?g|photo|picture", root.lower())), roots[0])
+    one = shlex.quote("/".join(part for part in (files.shown, common, of_pictures) if part))
     raise UsageError(
         f"--raw {files.shown}: the same {len(names)} class names below {a_few(roots)}: {a_few(names)}; give one of "
         f"these folders, as in --raw {one}, or, if they are different classes, name each by its path in a class list: "

@@ -5,11 +5,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import h5py
 import numpy as np
 from PIL import Image
 
-from common.shards import SPLITS, Split, UsageError, write_shard
+from common.shards import SPLITS, Split, UsageError, opened, write_shard
 
 # In the order in which they get their names: test.h5 is the sign for the scripts that a set is built.
 FILES = ("preview.png", "train.h5", "val.h5", "test.h5")
@@ -50,7 +49,7 @@ def write(data_dir: Path, name: str, splits: dict[str, Split], source: str) -> P
 
 def preview(shard: Path, picture: Path, rows: int = 8, columns: int = 8) -> None:
     """Draw a few images of a few classes, evenly spaced over the file, one class a row (the paper's Figure 1)."""
-    with h5py.File(shard) as file:
+    with opened(shard) as file:
         images, starts = file["images"], file["class_start"][:]
         channels, height, width = images.shape[1:]
         chosen = np.unique(np.linspace(0, len(starts) - 2, rows).astype(int))

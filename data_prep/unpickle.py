@@ -93,7 +93,13 @@ class _ArraysOnly(pickle._Unpickler):
             raise TypeError(f"state for a {type(owner).__name__}")
         owner.__setstate__(state)
 
-    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}
+    def load_bytearray8(self):
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
+
+    dispatch = pickle._Unpickler.dispatch | {
+        pickle.BUILD[0]: load_build,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+    }
 
 
 def load(file: BinaryIO, name: str):

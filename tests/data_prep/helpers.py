@@ -47,7 +47,9 @@ def pack(folder: Path, archive: Path) -> Path:
             for path in sorted(folder.rglob("*")):
                 file.write(path, path.relative_to(folder))
     else:
-        with tarfile.open(archive, {".tar": "w", ".gz": "w:gz", ".xz": "w:xz"}[archive.suffix]) as file:
+        with tarfile.open(
+            archive, {".tar": "w", ".gz": "w:gz", ".xz": "w:xz", ".bz2": "w:bz2"}[archive.suffix]
+        ) as file:
             for path in sorted(folder.iterdir()):
                 file.add(path, path.name)
     return archive
@@ -66,3 +68,8 @@ def needs_raw(name: str) -> pytest.MarkDecorator:
     """Skips a test where the real raw set isn't on this machine."""
     reason = f"no {name} in {RAW_DATA}; set RAW_DATA to the folder that holds it"
     return pytest.mark.skipif(not (RAW_DATA / name).is_dir(), reason=reason)
+
+
+def classes_of(folder: Path) -> dict[str, list[str]]:
+    """The class names of each split of a built set."""
+    return {split: names for split, (_, _, names) in splits_of(folder).items()}
