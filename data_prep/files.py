@@ -148,6 +148,10 @@ def _opened(path: Path, stack: ExitStack) -> Members:
         raise UsageError(f"--raw {path}: no such file or folder; check the path")
     if not path.is_file():
         raise UsageError(f"--raw {path}: neither a file nor a folder, expected a folder or an archive")
+    if path.name.lower().endswith(ARRAY_SUFFIXES):
+        members = Members(str(path))
+        members.files[path.name] = _opener(path)
+        return members
     with open(path, "rb") as file:
         head = file.read(512)
     if not (archives.is_archive(path.name) or archives.looks_like_one(head)):

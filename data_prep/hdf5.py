@@ -31,9 +31,9 @@ def datasets(file: h5py.File, name: str) -> list[tuple[str, h5py.Dataset]]:
     """
     found = []
 
-    def take(path: str, item) -> None:
-        if isinstance(item, h5py.Dataset):
-            found.append((path, item))
+    def take(path: str | bytes, item) -> None:
+        if isinstance(item, h5py.Dataset):  # a name that isn't UTF-8 comes as bytes
+            found.append((path.decode("latin-1") if isinstance(path, bytes) else path, item))
 
     try:
         file.visititems(take)

@@ -13,12 +13,12 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from common.shards import SPLITS, Split, UsageError
-from data_prep import arrays, hdf5, tables
+from data_prep import arrays, hdf5, ravi
 from data_prep.files import RawFiles, a_few, is_hdf5, is_pickle
 from data_prep.output import write
 from data_prep.pictures import Pictures, squared
@@ -30,11 +30,6 @@ LAYOUTS = (
     "images/ with train.csv, val.csv and test.csv; {train,val,test}/WNID/*.jpg; the .pkl or .pickle files; torchmeta's "
     "{train,val,test}_data.hdf5"
 )
-WNID = re.compile(r"n\d{8}")
-ILSVRC = re.compile(r"(n\d{8})_(\d+)\.jpe?g", re.IGNORECASE)  # n01532829_10026.JPEG, the number not padded
-RAVI = re.compile(r"(n\d{8}) ?(\d{8})\.jpe?g", re.IGNORECASE)  # n0153282900000005.jpg
-ILSVRC_CLASS = 1300  # images in most classes of ILSVRC-2012, and in none more
-FILE_COLUMNS = ("filename", "imagename", "file", "image", "path", "imagepath", "filepath", "name", "id", "imageid")
 
 
 def build(data_dir: Path, files: RawFiles, csv_folder: Path | None = None) -> Path:
@@ -95,61 +90,17 @@ def _refuse_other_counts(counts: Counter, expected: list[str], shown: str) -> No
         )
 
 
-def _tables(files: RawFiles, csv_folder: Path | None) -> list[tuple[str, str]]:
-    """The rows (file, WordNet id) of train.csv, val.csv and test.csv; empty where there are none."""
-    wanted = [f"{s}.csv" for s in SPLITS]
-    if csv_folder:
-        where = f"--csv {csv_folder}"
-        found = {name: str(csv_folder / name) for name in wanted if (csv_folder / name).is_file()}
-    else:
-        where = f"--raw {files.shown}"
-        found = {name.rsplit("/", 1)[-1]: name for name in files if name.endswith(".csv")}
-        if not found.keys() & set(wanted):
-            return []
-    if missing := [name for name in wanted if name not in found]:
-        raise UsageError(f"{where}: {a_few(missing)} missing, expected {a_few(wanted)}; add what is missing")
-    rows = []
-    for name in wanted:
-        data = Path(found[name]).read_bytes() if csv_folder else files.read(found[name])
-        rows += _table(tables.rows_of(data, found[name]), found[name])
-    if twice := [file for file, count in Counter(file for file, _ in rows).items() if count > 1]:
-        raise UsageError(f"{where}: {len(twice)} images listed twice: {a_few(twice)}; get Ravi's csv files")
-    return rows
-
-
-def _table(rows: list[list[str]], where: str) -> list[tuple[str, str]]:
-    """The file and WordNet id of each row: columns as other projects call them do too. Raises UsageError."""
-    header = tables.header_of(rows[0]) if rows else []
-    file = tables.column(header, FILE_COLUMNS)
-    label = tables.column([name if c != file else "" for c, name in enumerate(header)], tables.CLASS_COLUMNS)
-    if file is None or label is None:
-        start = ",".join(rows[0])[:60] if rows else ""
-        raise UsageError(f"{where}: starts with {start!r}, expected filename,label; get Ravi's csv files")
-    result = []
-    for number, row in enumerate(rows[1:], 2):
-        name = row[file].replace("\\", "/") if file < len(row) else ""
-        wnid = row[label] if label < len(row) else ""
-        base = PurePosixPath(name).name
-        if not name or not WNID.fullmatch(wnid) or WNID.match(base) and not base.startswith(wnid):
-            raise UsageError(
-                f"{where} line {number}: {name!r},{wnid!r}, expected a file name and a WordNet id such as n01532829; "
-                "get Ravi's csv files"
-            )
-        result.append((name, wnid))
-    return result
-
-
 def _from_csv(files: RawFiles, csv_folder: Path | None) -> dict[str, list[str]] | None:
     """WordNet id -> the names of its images, sorted as the csv files name them; None where there are no csv files, or
     they can't be read while class folders hold all there is."""
     try:
-        rows = _tables(files, csv_folder)
-    except UsageError:
+        return ravi.listed(files, csv_folder)
+    except UsageError as error:
         if csv_folder or not _is_whole(files):
             raise
         files.used -= {name for name in files if name.endswith(".csv")}
+        files.said.append(f"the class folders are whole, and the csv files are passed over ({error})")
         return None
-    return _listed(files, rows) if rows else None
 
 
 def _is_whole(files: RawFiles) -> bool:
@@ -160,83 +111,11 @@ def _is_whole(files: RawFiles) -> bool:
     return counts == {wnid: PER_CLASS for of_split in known_split().values() for wnid in of_split}
 
 
-def _listed(files: RawFiles, rows: list[tuple[str, str]]) -> dict[str, list[str]]:
-    """WordNet id -> the names of its images. Raises UsageError for one that is missing, ambiguous or not listed."""
-    index = tables.Index(files.pictures())
-    ilsvrc = _ilsvrc(files)
-    needed: dict[str, int] = {}  # the highest number of an image in the order of ILSVRC's, a class
-    classes, missing, taken = {}, [], set()
-    for file, wnid in sorted(rows):
-        found = index.find(file)
-        if len(found) > 1 and len({files.read(name) for name in found}) > 1:
-            raise UsageError(f"--raw {files.shown}: {file} may be {a_few(found)}, which differ; keep one of them")
-        name = found[0] if found else None
-        if name is None and (match := RAVI.fullmatch(PurePosixPath(file).name)):
-            # n0153282900000005.jpg is the fifth image of n01532829, counted from 1 in the order of ILSVRC's numbers
-            # (not of its file names, whose numbers aren't padded): that is how the usual generators read Ravi's names,
-            # and the names agree, as their numbers lie in 1..1300 and no class of ILSVRC has more images.
-            position = int(match[2])
-            needed[wnid] = max(needed.get(wnid, 0), position)
-            if 1 <= position <= len(ilsvrc.get(wnid, ())):
-                name = ilsvrc[wnid][position - 1]
-        if name is None:
-            missing.append(file)
-        else:
-            taken.update(found)
-            classes.setdefault(wnid, []).append(name)
-    _refuse_short(files, needed, ilsvrc)
-    if missing:
-        raise UsageError(
-            f"--raw {files.shown}: {len(missing)} of the {len(rows)} images that the csv files list are missing: "
-            f"{a_few(missing)}; complete it, or get the archive again"
-        )
-    if not ilsvrc:  # which holds a thousand classes, and of these 1300 images
-        if extra := sorted(name for name in files.pictures() if name not in taken):
-            extra = [name.rsplit("/", 1)[-1] for name in extra]
-            raise UsageError(
-                f"--raw {files.shown}: {len(extra)} images that no csv file lists: {a_few(extra)}; remove them"
-            )
-    return classes
-
-
-def _ilsvrc(files: RawFiles) -> dict[str, list[str]]:
-    """WordNet id -> the names of ILSVRC's images of that class, in the order of their numbers."""
-    numbered: dict[str, dict[int, str]] = {}
-    for name in files.pictures():
-        if match := ILSVRC.fullmatch(name.rsplit("/", 1)[-1]):
-            first = numbered.setdefault(match[1], {}).setdefault(int(match[2]), name)
-            if first != name and files.read(first) != files.read(name):
-                raise UsageError(f"--raw {files.shown}: {first} and {name} differ; keep one of them")
-    return {wnid: [of_class[number] for number in sorted(of_class)] for wnid, of_class in numbered.items()}
-
-
-def _refuse_short(files: RawFiles, needed: dict[str, int], ilsvrc: dict[str, list[str]]) -> None:
-    """Raise UsageError where a class lacks images: every image after the first that is missing would be another."""
-    counts = {wnid: len(ilsvrc[wnid]) for wnid in needed if wnid in ilsvrc}
-    short = [f"{wnid} has {counts[wnid]} of {needed[wnid]}" for wnid in counts if counts[wnid] < needed[wnid]]
-    if short:
-        raise UsageError(
-            f"--raw {files.shown}: {len(short)} classes have fewer images than the csv files number: {a_few(short)}; "
-            "the numbers count a class's images in order, so all of them are needed; complete it"
-        )
-    over = [f"{wnid} has {count}" for wnid, count in counts.items() if count > ILSVRC_CLASS]
-    if over:
-        raise UsageError(f"--raw {files.shown}: {a_few(over)} images, expected ILSVRC-2012's {ILSVRC_CLASS} at most")
-    unsure = [
-        f"{wnid} ({count})" for wnid, count in counts.items() if count < ILSVRC_CLASS and needed[wnid] < ILSVRC_CLASS
-    ]
-    if unsure:
-        files.said.append(
-            f"{len(unsure)} classes have fewer than {ILSVRC_CLASS} images: {a_few(unsure)}; most of ILSVRC-2012 have "
-            "that many, and if some are missing, images are taken for others: compare with the official archive"
-        )
-
-
 def _from_class_folders(files: RawFiles) -> dict[str, list[str]]:
     """WordNet id -> the names of its images, sorted by file name, whatever the split folders above."""
     classes, stray = {}, []
     for name in files.pictures():
-        above = [part for part in name.split("/")[:-1] if WNID.fullmatch(part)]
+        above = [part for part in name.split("/")[:-1] if ravi.WNID.fullmatch(part)]
         if above:
             classes.setdefault(above[-1], []).append(name)
         else:

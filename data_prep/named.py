@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 
 from common.shards import SPLITS, Split, UsageError
@@ -135,10 +136,12 @@ def _of_hdf5(files, split, name, labels, known, stack, encoded) -> dict[str, Cla
     content = {}
     for path, dataset in hdf5.datasets(stack.enter_context(hdf5.opened(files, name)), name):
         class_name = path.rsplit("/", 1)[-1]
+        if class_name in content:
+            raise UsageError(f"{name}: class {class_name} is there twice; get another copy")
         if dataset.dtype == np.uint8 and dataset.shape[1:] == (known.side, known.side, 3):
             rows = range(len(dataset))
             content[class_name] = rows, lambda rows, d=dataset: hdf5.rows(d, slice(None)).transpose(0, 3, 1, 2)
-        elif dataset.dtype.kind == "O" and dataset.ndim == 1:
+        elif h5py.check_vlen_dtype(dataset.dtype) == np.uint8 and dataset.ndim == 1:
             rows = [f"{name}: {path}[{i}]" for i in range(len(dataset))]
             encoded |= {row: lambda d=dataset, i=i: bytes(hdf5.rows(d, i)) for i, row in enumerate(rows)}
             content[class_name] = rows, None

@@ -68,7 +68,10 @@ def _classes(files: RawFiles, found: dict[str, list[list[str]]], index: tables.I
     classes: Found = {}
     class_of: dict[str, str] = {}
     for where, rows in found.items():
+        names = rows[0] if rows else []
         file, label, split, rows = _columns(where, rows, index)
+        if rows and rows[0] is not names:
+            files.said.append(f"{where}: pictures by {names[file]}, classes by {names[label]}")
         split_of = splits.splits_of_names({row[split] for row in rows if len(row) > split}) if split is not None else {}
         missing = []
         for row in rows:
@@ -92,6 +95,8 @@ def _classes(files: RawFiles, found: dict[str, list[list[str]]], index: tables.I
                 f"{where}: {len(missing)} of the {len(rows)} pictures that it lists are missing: {a_few(missing)}; "
                 "complete them, or correct the table"
             )
+    if len({split for by_split in classes.values() for split in by_split}) == 1:  # such as train_labels.csv alone
+        classes = {name: {None: pictures} for name, by_split in classes.items() for pictures in by_split.values()}
     return {
         name: {split: sorted(set(pictures)) for split, pictures in classes[name].items()} for name in sorted(classes)
     }

@@ -1,5 +1,7 @@
 """The command data_prep/build.py: what it says, its exit status, and its list of the sets."""
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -76,3 +78,36 @@ def test_without_options_the_sets_are_listed_built_or_with_the_command_that_buil
         command = f"python data_prep/build.py --dataset {name}{options} --data-dir {data}"
         assert f"{name}: not built; {command}\n" in out
     assert "images_background.zip and images_evaluation.zip" in out and "train.csv, val.csv and test.csv" in out
+
+
+def test_a_path_may_begin_with_a_tilde_and_hold_blanks(tmp_path, monkeypatch):
+    class_folders(tmp_path / "my raw", COUNTS)
+    (tmp_path / "my lists").mkdir()
+    for split, name in (("train", "ant"), ("val", "bee"), ("test", "cat")):
+        (tmp_path / "my lists" / f"{split}.txt").write_text(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = ["--dataset", "birds", "--raw=~/my raw", "--data-dir=~/my data", "--split=~/my lists", "--size", "8"]
+    assert build.main(arguments) == 0
+    assert splits_of(tmp_path / "my data" / "birds")["val"][2] == ["bee"]
+    (tmp_path / "table.csv").write_text("file,label\n" + "".join(f"{c}/00.png,{c}\n" for c in ("ant", "cat", "dog")))
+    assert build.main([*arguments[:4], "--table=~/table.csv", "--size", "8"]) == 0
+    assert sorted(sum((names for _, _, names in splits_of(tmp_path / "my data" / "birds").values()), [])) == [
+        "ant", "cat", "dog",
+    ]  # fmt: skip
+
+
+def test_names_that_are_no_unicode_are_built_and_printed(tmp_path):
+    raw = tmp_path / "raw"
+    for name in (b"caf\xe9", b"two\nlines", "学".encode(), b"plain"):
+        path = raw / os.fsdecode(name)
+        path.mkdir(parents=True)
+        shutil.copy(class_folders(tmp_path / os.urandom(4).hex(), {"a": 1}) / "a" / "00.png", path)
+    command = [sys.executable, str(ROOT / "data_prep" / "build.py"), "--dataset", "x", "--raw", str(raw), "--size", "8"]
+    command += ["--least-images", "2", "--data-dir", str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    command[command.index("2")] = "1"
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    names = sum((names for _, _, names in splits_of(tmp_path / "data" / "x").values()), [])
+    assert sorted(names) == ["caf\\udce9", "plain", "two\nlines", "学"]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.data_prep.miniimagenet_layouts import (
     WNIDS,
     class_folders_under_another_split,
     ilsvrc_folder,
+    ilsvrc_folder_and_csv,
     images_and_csv,
     pixels,
     write_csv,
@@ -130,6 +132,72 @@ def test_an_unreadable_image_is_named_and_a_good_build_survives_it(jpegs, tmp_pa
     broken.write_bytes(broken.read_bytes()[:300])
     assert "images/n0193011200000010.jpg" in refused("--dataset", "miniimagenet", "--raw", raw)
     assert contents(found) == before
+
+
+def test_class_folders_are_built_beside_csv_files_of_other_projects(jpegs, tmp_path):
+    """class_name,image_name of pictures that were renamed; and csv files whose columns say something else."""
+    raw = class_folders_under_another_split(jpegs, tmp_path / "raw")
+    for split, wnids in WNIDS.items():
+        lines = [f"{wnid},{wnid}_{i}.JPEG" for wnid in wnids for i in range(4)]
+        (raw / f"{split}.csv").write_text("\n".join(["class_name,image_name", *lines]))
+    assert_built(built("miniimagenet", raw, tmp_path / "data"), jpegs)
+    for split in WNIDS:
+        (raw / f"{split}.csv").write_text("width,height\n84,84\n")
+    assert_built(built("miniimagenet", raw, tmp_path / "data"), jpegs)
+
+
+@pytest.mark.parametrize(
+    "line", ["images/{file},{wnid}", "{wnid}/{file},{wnid}", "./{file};{wnid}", "{wnid}\\{file},{wnid}"]
+)
+def test_a_csv_file_may_give_more_of_the_path(line, jpegs, tmp_path):
+    raw = images_and_csv(jpegs, tmp_path / "raw")
+    if line.startswith("{wnid}"):
+        for wnid, names in jpegs.items():
+            (raw / "images" / wnid).mkdir()
+            for name in names:
+                (raw / "images" / name).rename(raw / "images" / wnid / name)
+    for split, wnids in WNIDS.items():
+        lines = [line.format(file=file, wnid=wnid) for wnid in wnids for file in jpegs[wnid]]
+        head = ";".join(("filename", "label")) if ";" in line else "filename,label"
+        (raw / f"{split}.csv").write_text("\n".join([head, *lines]))
+    assert_built(built("miniimagenet", raw, tmp_path / "data"), jpegs)
+
+
+def test_torchmetas_hdf5_files_build_the_same(jpegs, tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for split, wnids in WNIDS.items():
+        with h5py.File(raw / f"{split}_data.hdf5", "w") as file:
+            for wnid in wnids:
+                file[f"datasets/{wnid}"] = np.stack([pixels(jpeg) for jpeg in jpegs[wnid].values()])
+        (raw / f"{split}_labels.json").write_text(json.dumps(wnids))
+    assert_built(built("miniimagenet", raw, tmp_path / "data"), jpegs)
+    assert_built(built("miniimagenet", pack(raw, tmp_path / "raw.zip"), tmp_path / "data"), jpegs)
+    assert_built(built("miniimagenet", raw / "val_data.hdf5", tmp_path / "data"), jpegs)
+
+
+def test_two_files_of_one_name_are_refused_where_they_differ(jpegs, tmp_path, refused):
+    raw = images_and_csv(jpegs, tmp_path / "raw")
+    (raw / "more").mkdir()
+    first, second = list(jpegs["n01532829"])[:2]
+    (raw / "more" / first).write_bytes(jpegs["n01532829"][first])
+    assert_built(built("miniimagenet", raw, tmp_path / "data"), jpegs)
+    (raw / "more" / first).write_bytes(jpegs["n01532829"][second])
+    line = refused("--dataset", "miniimagenet", "--raw", raw)
+    assert f"images/{first}, more/{first}, which differ" in line
+
+
+def test_an_ilsvrc_class_that_lacks_images_is_refused_as_numbers_would_mean_other_images(
+    jpegs, tmp_path, refused, capsys
+):
+    raw = ilsvrc_folder_and_csv(jpegs, tmp_path / "raw")
+    built("miniimagenet", raw, tmp_path / "data")
+    assert "5 classes have fewer than 1300 images" in capsys.readouterr().out
+    numbers = sorted((raw / "train" / "n01532829").iterdir(), key=lambda path: int(path.stem.split("_")[1]))
+    for path in numbers[:3]:
+        path.unlink()
+    line = refused("--dataset", "miniimagenet", "--raw", raw)
+    assert "1 classes have fewer images than the csv files number: n01532829 has 9 of 10" in line
 
 
 @needs_raw("miniimagenet")

@@ -9,6 +9,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -113,6 +114,59 @@ def test_what_omniglot_lacks_is_named(drawings, tmp_path, refused):
     assert "1 characters missing: Ant/character02" in refused("--dataset", "omniglot", "--raw", drawings)
     shutil.rmtree(drawings / "images_evaluation")
     assert "images_evaluation.zip" in refused("--dataset", "omniglot", "--raw", drawings)
+
+
+@pytest.mark.parametrize("split", ["vinyals", "lake"])
+def test_both_splits_verify_every_character_and_name_what_is_odd(split, drawings, tmp_path, refused):
+    arguments = ("--dataset", "omniglot", "--raw", drawings, "--split", split)
+    turned = drawings / "images_background" / "Ant.90" / "character01"
+    shutil.copytree(drawings / "images_background" / "Ant" / "character01", turned)
+    assert "1 characters that aren't Omniglot's: Ant.90/character01" in refused(*arguments)
+    turned.rename(turned.parents[1] / "Ant" / "character03")
+    shutil.rmtree(turned.parent)
+    assert "1 characters that aren't Omniglot's: Ant/character03" in refused(*arguments)
+    (drawings / "images_background" / "Ant" / "character03").rename(tmp_path / "elsewhere")
+    shutil.rmtree(drawings / "images_background" / "Bee")
+    assert "1 characters missing: Bee/character01" in refused(*arguments)
+    (drawings / "images_evaluation" / "Elk" / "character01" / "0000_20.png").unlink()
+    (tmp_path / "elsewhere").rename(drawings / "images_background" / "Bee")
+    assert "1 characters that aren't" not in (line := refused(*arguments)) and "missing: Bee/character01" in line
+
+
+@pytest.mark.parametrize("split", ["vinyals", "lake"])
+def test_other_layouts_of_omniglot_build_the_same(split, drawings, tmp_path):
+    """The authors' repository with its zips, or zipped; both parts in one folder; torchmeta's HDF5; inverted."""
+    expected = splits_of(built("omniglot", drawings, tmp_path / "data", "--split", split))
+    clone = tmp_path / "omniglot-master"
+    clone.mkdir()
+    zipped(drawings, clone / "python")
+    (clone / "omniglot_grid.jpg").write_bytes(b"not read")
+    joined = tmp_path / "omniglot_resized"
+    joined.mkdir()
+    inverted = tmp_path / "inverted"
+    with h5py.File(tmp_path / "data.hdf5", "w") as file:
+        for part in CHARACTERS:
+            for folder in sorted((drawings / part).glob("*/*")):
+                shutil.copytree(folder, joined / folder.parent.name / folder.name)
+                arrays = [255 - np.asarray(Image.open(p).convert("L")) for p in sorted(folder.iterdir())]
+                file[f"{part}/{folder.parent.name}/{folder.name}"] = np.stack(arrays)
+                (inverted / part / folder.parent.name / folder.name).mkdir(parents=True)
+                for array, path in zip(arrays, sorted(folder.iterdir()), strict=True):
+                    Image.fromarray(array).save(inverted / path.relative_to(drawings))
+    raws = [clone, pack(clone, tmp_path / "clone.zip"), joined, tmp_path / "data.hdf5", inverted]
+    for i, raw in enumerate(raws):
+        found = splits_of(built("omniglot", raw, tmp_path / f"data{i}", "--split", split))
+        for s in expected:
+            assert found[s][2] == expected[s][2], raw
+            np.testing.assert_array_equal(found[s][0], expected[s][0], err_msg=str(raw))
+
+
+def test_two_copies_of_omniglot_are_one_where_they_agree_and_refused_where_they_differ(drawings, tmp_path, refused):
+    zipped(drawings, drawings / "again")
+    built("omniglot", drawings, tmp_path / "data")
+    changed = drawings / "images_background" / "Ant" / "character01" / "0000_01.png"
+    drawing(3, 7).save(changed)
+    assert "differ; keep one of the two copies" in refused("--dataset", "omniglot", "--raw", drawings)
 
 
 def test_the_split_that_ships_has_1028_172_and_423_characters_and_no_two_alike():
