@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shlex
 import sys
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def create(config: Options, script: Path) -> Path:
     folder = _new_folder(config.out, default)
     lock.hold(folder)
     if (folder / "config.json").exists():
-        raise UsageError(f"--out {folder} holds a run already; go on with --resume {folder}, or name another folder")
+        resume = f"--resume {shlex.quote(str(folder))}"
+        raise UsageError(f"--out {folder} holds a run already; go on with {resume}, or name another folder")
     return folder
 
 

@@ -65,12 +65,17 @@ class Members:
         name = PurePosixPath(name).as_posix()
         if is_folder:
             self.folders.append(name)
-        elif name in self.files:
-            with self.files[name]() as first, opener() as second:
-                if not _same(first, second):
-                    raise UsageError(f"{refused} is there twice, with different content; remove one, or pack it again")
         else:
-            self.files[name] = opener
+            self.add_file(name, opener)
+
+    def add_file(self, name: str, opener: Opener) -> None:
+        """Raises UsageError where another file has that name and other content."""
+        first = self.files.setdefault(name, opener)
+        if first is opener:
+            return
+        with first() as one, opener() as other:
+            if not _same(one, other):
+                raise UsageError(f"{self.where}: {name} is there twice, with different content; remove one of the two")
 
 
 def open_archive(file: BinaryIO, where: str, stack: ExitStack) -> Members:
@@ -112,7 +117,7 @@ def _stream(file: BinaryIO, opened: Callable, where: str, stack: ExitStack, size
         return again
 
     members = Members(where)
-    members.add(PurePosixPath(without_suffix(where)).name, reopened, is_folder=False, is_file=True)
+    members.add_file(PurePosixPath(without_suffix(where)).name, reopened)
     return members
 
 

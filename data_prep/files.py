@@ -77,11 +77,10 @@ class RawFiles:
             parts.append(f"{len(left):,} files passed over ({', '.join(kinds)}{', ...' * (len(suffixes) > 6)})")
         if self.hidden:
             parts.append(f"{len(self.hidden):,} hidden files passed over")
-        above = {str(folder) for name in self for folder in PurePosixPath(name).parents}
-        filled = {str(folder) for name in self.used for folder in PurePosixPath(name).parents}
-        empty = sorted((set(self.folders) | above) - filled - {"."})
+        folders = _with_those_above({*self.folders, *(name.rpartition("/")[0] for name in self)})
+        empty = folders - _with_those_above({name.rpartition("/")[0] for name in self.used})
         # Of folders in one another, the innermost: a class that vanished, not the folders that hold it.
-        empty = [f for f in empty if not any(other.startswith(f"{f}/") for other in empty)]
+        empty = sorted(empty - {above for folder in empty for above in _with_those_above({folder}) - {folder}})
         if empty:
             parts.append(f"{len(empty):,} folders nothing was read from ({a_few(empty)})")
         return " · ".join(parts)
@@ -97,7 +96,7 @@ def open_files(paths: list[Path], always: tuple[str, ...] = ()) -> Iterator[RawF
     out, or is there twice.
     """
     with ExitStack() as stack:
-        openers, hidden, folders = {}, [], []
+        joined, hidden = Members(" ".join(map(str, paths))), []
         for path in paths:
             members = _opened(path, stack)
             for _ in range(NESTED):
@@ -118,9 +117,9 @@ def open_files(paths: list[Path], always: tuple[str, ...] = ()) -> Iterator[RawF
                 if _hidden(name):
                     hidden.append(name)
                 else:
-                    openers[prefix + name] = opener
-            folders += [prefix + name for name in members.folders if not _hidden(name)]
-        yield RawFiles(" ".join(map(str, paths)), openers, hidden, folders)
+                    joined.add_file(prefix + name, opener)
+            joined.folders += [prefix + name for name in members.folders if not _hidden(name)]
+        yield RawFiles(joined.where, joined.files, hidden, joined.folders)
 
 
 def is_picture(name: str) -> bool:
@@ -139,6 +138,12 @@ def a_few(names: Iterable, most: int = 3) -> str:
     """The first of them, and that there are more, for messages."""
     names = [str(name) for name in names]
     return ", ".join(names[:most]) + ", ..." * (len(names) > most)
+
+
+def _with_those_above(folders: set[str]) -> set[str]:
+    return {str(above) for folder in folders for above in (PurePosixPath(folder), *PurePosixPath(folder).parents)} - {
+        "."
+    }
 
 
 def _opened(path: Path, stack: ExitStack) -> Members:
@@ -164,7 +169,7 @@ def _replace_by_content(members: Members, name: str, path: Path, stack: ExitStac
     within = archives.open_archive(file, f"{path}/{name}", stack)
     place = archives.without_suffix(name)
     for inner, open_inner in within.files.items():
-        members.add(f"{place}/{inner}", open_inner, is_folder=False, is_file=True)
+        members.add_file(f"{place}/{inner}", open_inner)
     members.folders += [f"{place}/{inner}" for inner in within.folders]
 
 
@@ -173,7 +178,7 @@ def _makes_no_set(names: Iterable[str]) -> bool:
     names = [name for name in names if not _hidden(name)]
     if any(name.lower().endswith(ARRAY_SUFFIXES) for name in names):
         return False
-    return len({PurePosixPath(name).parent for name in names if is_picture(name)}) < 3
+    return len({name.rpartition("/")[0] for name in names if is_picture(name)}) < 3
 
 
 def _hidden(name: str) -> bool:

@@ -45,12 +45,16 @@ class Classes:
 def given(path: Path, pictures: dict[str, list[str]], files: RawFiles) -> dict[str, list[str]]:
     """The classes of each split as the folder or file `path` lists them. Raises UsageError."""
     where = f"--split {path}"
-    if path.is_file() and not splits.splits_of_names([path.stem]):
-        lists = _one_file(path.read_bytes(), where)
-        groups = {where: lists}
-    else:
+    groups = {}
+    if path.is_file():
+        try:
+            groups = {where: _one_file(path.read_bytes(), where)}
+        except UsageError:
+            if not splits.meaning(path.stem):  # not one of three
+                raise
+    if not groups:
         with open_files([path.parent if path.is_file() else path]) as listing:
-            groups = _groups(listing)
+            groups = _groups(listing) or _single_files(listing, Classes(pictures))
     if not groups:
         raise UsageError(f"{where}: no class list, expected {EXPECTED}")
     return _chosen_of(groups, pictures, files, where)
@@ -68,6 +72,7 @@ def found(files: RawFiles, pictures: dict[str, list[str]]) -> dict[str, list[str
             groups[where] = lists
         else:
             files.said.append(f"{where} name none of the classes, and are passed over")
+    groups = groups or _single_files(files, classes)
     if not groups:
         return None
     files.said.append(f"the split is that of {next(iter(groups))}")
@@ -126,6 +131,21 @@ def _groups(files: RawFiles) -> dict[str, Lists]:
         if set(by_split) == set(SPLITS):
             names = [by_split[split] for split in SPLITS]
             groups[", ".join(names)] = {s: _entries(files.read(by_split[s]), by_split[s]) for s in SPLITS}
+    return groups
+
+
+def _single_files(files: RawFiles, classes: Classes) -> dict[str, Lists]:
+    """Files that list all classes, and the split of each."""
+    groups = {}
+    for name in tables.among(files, SUFFIXES):
+        try:
+            lists = _one_file(files.read(name), name)
+        except UsageError:  # it is about something else
+            lists = {}
+        if lists and all(any(classes.find(entry) for entry in lists[split]) for split in SPLITS):
+            groups[name] = lists
+        else:
+            files.used.discard(name)
     return groups
 
 

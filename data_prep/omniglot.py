@@ -20,7 +20,7 @@ from common.shards import SPLITS, Split, UsageError, build_command
 from data_prep import hdf5
 from data_prep.files import RawFiles, a_few, is_hdf5
 from data_prep.output import write
-from data_prep.pictures import Pictures, png_of
+from data_prep.pictures import Pictures, plain, png_of
 
 PARTS = ("images_background", "images_evaluation")
 ZIPS = tuple(f"{part}.zip" for part in PARTS)
@@ -199,7 +199,7 @@ def _lake(part_of: dict[str, str], seed: int) -> dict[str, list[str]]:
 def _ink(image: Image.Image) -> Image.Image:
     # 105 -> 28 makes one pixel of fourteen. Nearest neighbours, or a threshold afterwards, would break strokes that are
     # two pixels wide; filtered grey levels keep how much ink there was.
-    grey = image.convert("L")
+    grey = plain(image, "L")
     on_white = np.asarray(grey).mean() > 127  # some copies have been inverted; most of a drawing is paper
     return (ImageOps.invert(grey) if on_white else grey).resize((SIZE, SIZE), Image.LANCZOS)
 

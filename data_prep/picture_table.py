@@ -34,13 +34,12 @@ def find(files: RawFiles) -> Found | None:
         return None
     index = tables.Index(pictures)
     found = {}
-    for name in files:
-        if name.lower().endswith(tables.SUFFIXES):
-            rows = tables.rows_of(files.read(name), name)
-            if tables.file_column(rows, index) is not None:
-                found[name] = rows
-            else:
-                files.used.discard(name)
+    for name in tables.among(files, tables.SUFFIXES):
+        rows = tables.rows_of(files.read(name), name)
+        if tables.file_column(rows, index) is not None:
+            found[name] = rows
+        else:
+            files.used.discard(name)
     if len(found) > 1 and not set(map(_split_of_file, found)) >= {"train", "val", "test"}:
         raise UsageError(
             f"--raw {files.shown}: {len(found)} tables of pictures, {a_few(found)}; say which one: --table FILE"

@@ -1,5 +1,6 @@
 """Pictures decoded as a person sees them: upright, on white, in 8 bits that keep the range, and one size."""
 
+import functools
 import io
 import math
 import warnings
@@ -112,11 +113,17 @@ class Pictures:
 
 def opened(data: bytes) -> Image.Image:
     """A picture whose pixels aren't read yet. Raises ValueError where it isn't one, or has too many pixels."""
-    known = [name for name in FORMATS if name in Image.OPEN or Image.init() and name in Image.OPEN]
-    image = decoded(lambda: Image.open(io.BytesIO(data), formats=known))
+    image = decoded(lambda: Image.open(io.BytesIO(data), formats=_formats()))
     if math.prod(image.size) > MOST_PIXELS:
         raise ValueError(f"{math.prod(image.size) / 1e6:,.0f} megapixels, expected {MOST_PIXELS / 1e6:,.0f} at most")
     return image
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Those that this Pillow can read."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def decoded(step: Callable):
@@ -138,14 +145,19 @@ def squared(image: Image.Image, size: int, mode: str = "RGB", levels: Range = SI
     levels: of pictures with more than 8 bits a pixel. The sides are scaled apart, as mini-ImageNet's are, so nothing is
     cut off; an image of that size is left as it is.
     """
+    image = plain(image, mode, levels)
+    return image if image.size == (size, size) else image.resize((size, size), Image.LANCZOS)
+
+
+def plain(image: Image.Image, mode: str, levels: Range = SIXTEEN_BITS) -> Image.Image:
+    """Any image of its own size as RGB or grey levels, upright, on white where it is transparent."""
     image = upright(image)
     if is_deep(image):
         image = Image.fromarray(eight_bits(np.asarray(image), levels))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image if image.mode == mode else image.convert(mode)
-    return image if image.size == (size, size) else image.resize((size, size), Image.LANCZOS)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def upright(image: Image.Image) -> Image.Image:

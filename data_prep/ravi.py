@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from common.shards import SPLITS, UsageError
-from data_prep import tables
+from data_prep import splits, tables
 from data_prep.files import RawFiles, a_few
 
 WNID = re.compile(r"n\d{8}")
@@ -27,21 +27,26 @@ def listed(files: RawFiles, csv_folder: Path | None) -> dict[str, list[str]] | N
 
 def _tables(files: RawFiles, csv_folder: Path | None) -> list[tuple[str, str]]:
     """The rows (file, WordNet id) of train.csv, val.csv and test.csv; empty where there are none."""
-    wanted = [f"{s}.csv" for s in SPLITS]
-    if csv_folder:
-        where = f"--csv {csv_folder}"
-        found = {name: str(csv_folder / name) for name in wanted if (csv_folder / name).is_file()}
-    else:
-        where = f"--raw {files.shown}"
-        found = {name.rsplit("/", 1)[-1]: name for name in files if name.endswith(".csv")}
-        if not found.keys() & set(wanted):
-            return []
-    if missing := [name for name in wanted if name not in found]:
-        raise UsageError(f"{where}: {a_few(missing)} missing, expected {a_few(wanted)}; add what is missing")
+    where = f"--csv {csv_folder}" if csv_folder else f"--raw {files.shown}"
+    names = sorted(map(str, csv_folder.glob("*"))) if csv_folder else list(files)
+    names = [name for name in names if name.lower().endswith((".csv", ".tsv"))]
+    if not names and not csv_folder:
+        return []
+    found: dict[str, str] = {}
+    for name in names:
+        meant = splits.meaning(PurePosixPath(name).stem)
+        if meant and PurePosixPath(found.get(meant[0], "")).stem != meant[0]:  # train.csv before train_labels.csv
+            found[meant[0]] = name
+    if len(names) == 1 and not found:  # of all images: their WordNet ids say the split
+        found = dict.fromkeys(SPLITS, names[0])
+    if missing := [f"{s}.csv" for s in SPLITS if s not in found]:
+        raise UsageError(
+            f"{where}: {a_few(missing)} missing, expected train.csv, val.csv, test.csv; add what is missing"
+        )
     rows = []
-    for name in wanted:
-        data = Path(found[name]).read_bytes() if csv_folder else files.read(found[name])
-        rows += _table(tables.rows_of(data, found[name]), found[name])
+    for name in dict.fromkeys(found[s] for s in SPLITS):
+        data = Path(name).read_bytes() if csv_folder else files.read(name)
+        rows += _table(tables.rows_of(data, name), name)
     if twice := [file for file, count in Counter(file for file, _ in rows).items() if count > 1]:
         raise UsageError(f"{where}: {len(twice)} images listed twice: {a_few(twice)}; get Ravi's csv files")
     return rows

@@ -11,11 +11,18 @@ from common.shards import UsageError
 from data_prep.files import is_picture
 
 SUFFIXES = (".csv", ".tsv", ".txt")
+MOST = 100  # tables and lists that are looked at
 CLASS_COLUMNS = (
     "label", "class", "category", "classname", "labelname", "categoryname", "classlabel", "species", "wnid", "synset",
     "target", "classid", "labelid", "categoryid", "character", "name",
 )  # fmt: skip
 SPLIT_COLUMNS = ("split", "subset", "partition", "phase", "set", "usage")
+
+
+def among(files: Iterable[str], suffixes: tuple[str, ...]) -> list[str]:
+    """The files with one of these suffixes; of too many, which are about a picture each, the csv files alone."""
+    names = [name for name in files if name.lower().endswith(suffixes)]
+    return names if len(names) <= MOST else [name for name in names if name.lower().endswith(".csv")][:MOST]
 
 
 def text_of(data: bytes) -> str:

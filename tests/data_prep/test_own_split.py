@@ -255,3 +255,16 @@ def test_classes_with_too_few_images_are_left_out_and_said(tmp_path, capsys):
     found = classes_of(built("birds", raw, tmp_path / "data", "--least-images", "5"))
     assert sorted(sum(found.values(), [])) == ["ant", "cat", "elk"]
     assert "2 classes with fewer than 5 pictures are left out: bee (1), dog (4)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("split.csv", "ant,train\nbee,train\ncat,val\ndog,test\n"), ("splits.json", json.dumps(CLASSES))]
+)
+@pytest.mark.parametrize("place", ["beside", "folder", "file"])
+def test_one_file_that_lists_all_classes_is_found_or_given(name, text, place, four_classes, tmp_path):
+    lists = four_classes if place == "beside" else tmp_path / "lists"
+    lists.mkdir(exist_ok=True)
+    (lists / name).write_text(text)
+    (lists / "notes.txt").write_text("nothing\nof that\n")
+    given = {"beside": [], "folder": ["--split", lists], "file": ["--split", lists / name]}[place]
+    assert classes_of(built("birds", four_classes, tmp_path / "data", *given)) == {s: list(CLASSES[s]) for s in CLASSES}
