@@ -97,7 +97,9 @@ def open_archive(file: BinaryIO, where: str, stack: ExitStack) -> Members:
         for start, opened in STREAMS.items():
             if head.startswith(start):
                 return _stream(file, opened, where, stack, size)
-        return _zip(file, where, stack) if head.startswith(ZIP) else _tar(file, where, stack)
+        # A zip may begin with something else, such as the program that unpacks it.
+        is_zip = head.startswith(ZIP) or where.lower().endswith((".zip", ".exe")) and zipfile.is_zipfile(file)
+        return _zip(file, where, stack) if is_zip else _tar(file, where, stack)
     except (*BROKEN, *NONSENSE) as error:
         raise UsageError(f"{where}: damaged, or not an archive ({error}); fetch it again") from None
 

@@ -3,11 +3,11 @@
 import os.path
 import re
 import shlex
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from common.shards import SPLITS, Split, UsageError
 from data_prep import lists, picture_table, splits
-from data_prep.files import RawFiles, a_few
+from data_prep.files import RawFiles, a_few, is_picture
 from data_prep.output import write
 from data_prep.pictures import Pictures, range_of, squared
 
@@ -121,7 +121,7 @@ def _class_folders(files: RawFiles, pictures: list[str], by_hand: bool) -> pictu
             f"--raw {files.shown}: {len(stray)} images beside class folders rather than in one: {a_few(stray)}; move "
             "them into a class folder, or out"
         )
-    placed = splits.without_split(list(folders), files.shown)
+    placed = splits.without_split(list(folders), files.shown, by_hand)
     split_only = [f for f, (name, split) in placed.items() if split and name.lower() in IN_ITSELF]
     if split_only:
         raise UsageError(
@@ -131,7 +131,8 @@ def _class_folders(files: RawFiles, pictures: list[str], by_hand: bool) -> pictu
     classes: picture_table.Found = {}
     for folder, (name, split) in placed.items():
         if split in classes.setdefault(name, {}):
-            _refuse_roots(files, common, [folder, os.path.dirname(classes[name][split][0])], [name])
+            other = os.path.relpath(os.path.dirname(classes[name][split][0]), common or ".")
+            _refuse_roots(files, common, [os.path.dirname(folder), os.path.dirname(other)], [name])
         classes[name][split] = folders[folder]
     if not by_hand:
         _refuse_same_below_two(files, common, list(classes))
@@ -153,30 +154,36 @@ def _refuse_same_below_two(files: RawFiles, common: str, names: list[str]) -> No
         without_kind.setdefault("/".join(saying) or name, []).append(name)
     twice = [alike for alike in without_kind.values() if len(alike) > 1]
     if twice:
-        _refuse_roots(files, common, twice[0], [alike[0].split("/")[-1] for alike in twice])
-    parts = [splits.same(name).split("/") for name in names]
+        roots = [os.path.dirname(name) for name in twice[0]]
+        roots = roots if len(set(roots)) > 1 else twice[0]  # kinds of pictures in each class folder
+        _refuse_roots(files, common, roots, [min(alike, key=len).split("/")[-1] for alike in twice])
+    parts = [name.split("/") for name in names]
     while len({path[-1] for path in parts}) == 1 and all(len(path) > 1 for path in parts):
         parts = [path[:-1] for path in parts]  # such as images in each class folder
     below: dict[str, set[str]] = {}  # what holds class folders -> their names
     for path in parts:
-        below.setdefault("/".join(path[:-1]), set()).add(path[-1])
+        below.setdefault("/".join(path[:-1]), set()).add(splits.same(path[-1]))
     for i, (first, names_of_first) in enumerate(below.items()):
         for second, names_of_second in list(below.items())[i + 1 :]:
             shared = sorted(names_of_first & names_of_second)
             telling = [name for name in shared if not GENERIC.fullmatch(name)]
             mirrored = len(below) <= 3 and names_of_first == names_of_second and len(shared) > 1
             if telling or mirrored:
-                _refuse_roots(files, common, [f"{root}/{shared[0]}" for root in (first, second)], telling or shared)
+                _refuse_roots(files, common, [first, second], telling or shared)
 
 
-def _refuse_roots(files: RawFiles, common: str, folders: list[str], names: list[str]) -> None:
-    roots = [os.path.dirname(folder) or folder for folder in folders]
-    of_pictures = next((root for root in roots if re.search("im(a)?g|photo|picture", root.lower())), roots[0])
-    one = shlex.quote("/".join(part for part in (files.shown, common, of_pictures) if part))
+def _refuse_roots(files: RawFiles, common: str, roots: list[str], names: list[str]) -> None:
+    """Raise UsageError: `names` are below each of `roots`, of which "" is the folder that holds the others."""
+    if "" in roots:
+        mend = f"take {a_few(root for root in roots if root)} out"
+    else:
+        of_pictures = next((root for root in roots if re.search("ima?g|photo|picture", root.lower())), roots[0])
+        one = shlex.quote("/".join(part for part in (files.shown, common, of_pictures) if part))
+        mend = f"give one of these folders, as in --raw {one}"
+    shown = [root or "the outermost folder" for root in roots]
     raise UsageError(
-        f"--raw {files.shown}: the same {len(names)} class names below {a_few(roots)}: {a_few(names)}; give one of "
-        f"these folders, as in --raw {one}, or, if they are different classes, name each by its path in a class list: "
-        "--split FILE"
+        f"--raw {files.shown}: the same {len(names)} class names below {a_few(shown)}: {a_few(names)}; {mend}, or, if "
+        "they are different classes, name each by its path in a class list: --split FILE"
     )
 
 
@@ -191,6 +198,9 @@ def _say_how_it_was_drawn(files: RawFiles, chosen: dict[str, list[str]]) -> None
             f"the classes lie below {a_few(sorted(below), 4)}, which don't mean train, val and test: drawn over all of "
             "them"
         )
+    unread = [name for name in files if name not in files.used and _may_be_a_list(name)]
+    if unread:
+        files.said.append(f"{a_few(unread)} may say a split, but not as a class list does; see --split")
     counts = [len(chosen[s]) for s in SPLITS]
     if min(counts) < splits.WAYS:
         if len(names) >= 3 * splits.WAYS:
@@ -202,3 +212,8 @@ def _say_how_it_was_drawn(files: RawFiles, chosen: dict[str, list[str]]) -> None
             f"{' / '.join(map(str, counts))} classes in train / val / test are too few for {splits.WAYS}-way tasks: "
             f"{mend}"
         )
+
+
+def _may_be_a_list(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not is_picture(name) and bool(splits.meaning(path.stem) or re.fullmatch("splits?", path.stem.lower()))

@@ -13,7 +13,7 @@ from common.shards import SPLITS, UsageError
 from data_prep import splits, tables
 from data_prep.files import RawFiles, a_few, is_picture, open_files
 
-SUFFIXES = (*tables.SUFFIXES, ".lst", ".json")
+SUFFIXES = (*tables.SUFFIXES, ".lst", ".list", ".names", ".json")
 Lists = dict[str, list[str]]  # split -> entries
 EXPECTED = "train.txt, val.txt and test.txt with the name of a class on each line, or one file of lines name,split"
 
@@ -54,7 +54,7 @@ def given(path: Path, pictures: dict[str, list[str]], files: RawFiles) -> dict[s
                 raise
     if not groups:
         with open_files([path.parent if path.is_file() else path]) as listing:
-            groups = _groups(listing) or _single_files(listing, Classes(pictures))
+            groups = _groups(listing, beside=False) or _single_files(listing, Classes(pictures))
     if not groups:
         raise UsageError(f"{where}: no class list, expected {EXPECTED}")
     return _chosen_of(groups, pictures, files, where)
@@ -67,7 +67,7 @@ def found(files: RawFiles, pictures: dict[str, list[str]]) -> dict[str, list[str
     """
     classes = Classes(pictures)
     groups = {}
-    for where, lists in _groups(files).items():
+    for where, lists in _groups(files, beside=True).items():
         if all(any(classes.find(entry) for entry in lists[split]) for split in SPLITS):
             groups[where] = lists
         else:
@@ -118,8 +118,11 @@ def _resolved(lists: Lists, classes: Classes, where: str) -> dict[str, list[str]
     return chosen
 
 
-def _groups(files: RawFiles) -> dict[str, Lists]:
-    """Three files of one folder and suffix that mean train, val and test, by their names."""
+def _groups(files: RawFiles, beside: bool) -> dict[str, Lists]:
+    """Three files of one folder and suffix that mean train, val and test, by their names.
+
+    beside: they lie beside pictures, and may be about something else, which is said. Otherwise that raises UsageError.
+    """
     places: dict[tuple, dict[str, str]] = {}
     for name in files:
         path = PurePosixPath(name)
@@ -129,8 +132,13 @@ def _groups(files: RawFiles) -> dict[str, Lists]:
     groups = {}
     for by_split in places.values():
         if set(by_split) == set(SPLITS):
-            names = [by_split[split] for split in SPLITS]
-            groups[", ".join(names)] = {s: _entries(files.read(by_split[s]), by_split[s]) for s in SPLITS}
+            shown = ", ".join(by_split[split] for split in SPLITS)
+            try:
+                groups[shown] = {s: _entries(files.read(by_split[s]), by_split[s]) for s in SPLITS}
+            except UsageError as error:
+                if not beside:
+                    raise
+                files.said.append(f"{shown} are no class lists ({error}), and are passed over")
     return groups
 
 

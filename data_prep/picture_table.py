@@ -35,7 +35,10 @@ def find(files: RawFiles) -> Found | None:
     index = tables.Index(pictures)
     found = {}
     for name in tables.among(files, tables.SUFFIXES):
-        rows = tables.rows_of(files.read(name), name)
+        try:
+            rows = tables.rows_of(files.read(name), name)
+        except UsageError:  # it is about something else
+            rows = []
         if tables.file_column(rows, index) is not None:
             found[name] = rows
         else:

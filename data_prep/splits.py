@@ -14,16 +14,16 @@ WAYS = 5  # what a split should have classes for
 
 # What people call the folders, lists and columns of a split, in lower case without accents.
 WORDS = {
-    "train": "train training trn base treino entrenamiento entrainement apprentissage addestramento 训练",
-    "val": "val valid validation validate validating dev devel development validierung validacion validacao "
-    "validazione 验证",
+    "train": "train training trainings trn base treino entrenamiento entrainement apprentissage addestramento 训练",
+    "val": "val valid validation validate validating dev devel development validierung validierungs validacion "
+    "validacao validazione 验证",
     "test": "test testing tests tst novel holdout heldout teste prueba prufung 测试",
     "evaluation": "eval evaluation evaluate evaluating",  # the test, unless that has a folder of its own
 }
 MEANING = {word: split for split, words in WORDS.items() for word in words.split()}
 FILLERS = (
-    "class classes cls data dataset few files final fold folder image images img imgs meta mini my new original part "
-    "phase photo photos picture pictures raw sample samples set shot split subset the"
+    "bilder class classes cls data dataset daten few files final fold folder image images img imgs meta mini my new "
+    "original part phase photo photos picture pictures raw sample samples set shot split subset the"
 ).split()
 _FILLED = "|".join(sorted(FILLERS, key=len, reverse=True))
 _TOKEN = re.compile(f"(?:{_FILLED})*({'|'.join(sorted(MEANING, key=len, reverse=True))})(?:{_FILLED})*")
@@ -59,10 +59,10 @@ def splits_of_names(names: Iterable[str]) -> dict[str, str]:
     return {name: evaluation if split == "evaluation" else split for name, split in result.items()}
 
 
-def without_split(folders: list[str], shown: str) -> dict[str, tuple[str, str | None]]:
-    """Class folder -> (class name, split): the part of the path that means a split is taken out of the name.
+def without_split(folders: list[str], shown: str, by_hand: bool) -> dict[str, tuple[str, str | None]]:
+    """Class folder -> (class name, split): the parts of the path that mean a split are taken out of the name.
 
-    Raises UsageError where some folders mean a split and others don't.
+    by_hand: a class list will say the split. Otherwise it raises UsageError where some folders mean one, others don't.
     """
     parts = {folder: folder.split("/") for folder in folders}
     inner = splits_of_names({part for path in parts.values() for part in path[:-1]})
@@ -74,6 +74,8 @@ def without_split(folders: list[str], shown: str) -> dict[str, tuple[str, str | 
         place = next((i for i, part in enumerate(path[:-1]) if part in inner), None)
         if place is None and path[-1] in last:
             place = len(path) - 1
+        if place is None and by_hand:
+            return {folder: (folder, None) for folder in folders}
         if place is None:
             words = sorted(inner) or sorted(last)
             raise UsageError(
@@ -81,7 +83,11 @@ def without_split(folders: list[str], shown: str) -> dict[str, tuple[str, str | 
                 "remove some"
             )
         split = inner.get(path[place]) or last[path[place]]
-        result[folder] = "/".join(path[:place] + path[place + 1 :]), split
+        # A download page's archive may hold train/train.
+        name = [
+            part for i, part in enumerate(path) if i != place and not (i < len(path) - 1 and inner.get(part) == split)
+        ]
+        result[folder] = "/".join(name), split
     return result
 
 
