@@ -12,7 +12,6 @@ from data_prep.output import write
 from data_prep.pictures import Pictures, range_of, squared
 
 GENERIC = re.compile(r"[a-z]*[\W_]*\d{1,4}|\w")  # character01, class_3, 7, a: such names don't say what the class is
-
 IN_ITSELF = ("", "image", "images", "img", "imgs", "photos", "pictures")  # what no class is called
 
 Chosen = dict[str, dict[str, list[str]]]  # split -> class name -> the names of its pictures
@@ -30,7 +29,7 @@ def build(
     Raises UsageError where there are too few classes, images outside class folders, or one that is unreadable.
     """
     chosen = choose(files, table, split, seed, least)
-    return write_pictures(data_dir, name, files, chosen, size, gray, os.path.basename(files.shown))
+    return write_pictures(data_dir, name, files, chosen, size, gray, Path(files.shown).name)
 
 
 def write_pictures(
@@ -58,32 +57,23 @@ def choose(
 
     pictures: the pictures to take, where not all. drawing: a set that isn't split gets one; otherwise it gives None.
     """
-    shares = None
     listed = Path(os.path.expanduser(split)) if split else None
+    shares = None
     if split and not listed.exists():
         splits.parse_shares(split)
-        shares, listed = split, None
-    found = picture_table.read(files, table) if table else None if pictures else picture_table.find(files)
+        listed, shares = None, split
+    found = None
+    if table:
+        found = picture_table.read(files, table)
+    elif not pictures:
+        found = picture_table.find(files)
     found = found or _class_folders(files, pictures or files.pictures(), by_hand=listed is not None)
-    merged = {name: [p for pictures in by_split.values() for p in pictures] for name, by_split in found.items()}
-    few = {name: len(pictures) for name, pictures in merged.items() if len(pictures) < least}
-    if few:
-        shown = a_few(f"{name} ({count})" for name, count in few.items())
-        files.said.append(f"{len(few)} classes with fewer than {least} pictures are left out: {shown}")
-        merged = {name: pictures for name, pictures in merged.items() if name not in few}
+    found = _without_small(files, found, least)
+    merged = {name: [p for of_split in by_split.values() for p in of_split] for name, by_split in found.items()}
     if listed:
         chosen = lists.given(listed, merged, files)
     elif any(set(by_split) != {None} for by_split in found.values()):
-        if shares:
-            raise UsageError(
-                f"--split {shares}: {files.shown} has its own train, val and test folders; leave --split out"
-            )
-        chosen = {s: [name for name in merged if s in found[name]] for s in SPLITS}
-        place = os.path.commonpath(
-            [os.path.dirname(p) for name in chosen["train"] for p in found[name]["train"]] or [""]
-        )
-        one = f"take one of the folders, as in --raw {shlex.quote(f'{files.shown}/{place}')}, or " if place else ""
-        splits.refuse_shared(chosen, files.shown, f"{one}say with a class list which split each is in: --split FILE")
+        chosen = _own_split(files, found, shares)
     else:
         chosen = None if shares else lists.found(files, merged)
         if chosen is None and not drawing:
@@ -92,6 +82,26 @@ def choose(
             chosen = splits.drawn(list(merged), files.shown, shares, seed)
             _say_how_it_was_drawn(files, chosen)
     return {s: {name: merged[name] for name in chosen[s]} for s in SPLITS}
+
+
+def _without_small(files: RawFiles, found: picture_table.Found, least: int) -> picture_table.Found:
+    counts = {name: sum(map(len, by_split.values())) for name, by_split in found.items()}
+    few = [f"{name} ({count})" for name, count in counts.items() if count < least]
+    if few:
+        files.said.append(f"{len(few)} classes with fewer than {least} pictures are left out: {a_few(few)}")
+    return {name: by_split for name, by_split in found.items() if counts[name] >= least}
+
+
+def _own_split(files: RawFiles, found: picture_table.Found, shares: str | None) -> dict[str, list[str]]:
+    """The classes of each split as the source has them. Raises UsageError where a class is in two of them."""
+    if shares:
+        raise UsageError(f"--split {shares}: {files.shown} has its own train, val and test folders; leave --split out")
+    chosen = {s: [name for name, by_split in found.items() if s in by_split] for s in SPLITS}
+    of_train = [os.path.dirname(picture) for name in chosen["train"] for picture in found[name]["train"]]
+    place = os.path.commonpath(of_train) if of_train else ""
+    one = f"take one of the folders, as in --raw {shlex.quote(f'{files.shown}/{place}')}, or " if place else ""
+    splits.refuse_shared(chosen, files.shown, f"{one}say with a class list which split each is in: --split FILE")
+    return chosen
 
 
 def _class_folders(files: RawFiles, pictures: list[str], by_hand: bool) -> picture_table.Found:
@@ -114,7 +124,8 @@ def _class_folders(files: RawFiles, pictures: list[str], by_hand: bool) -> pictu
         )
     common = "" if "" in folders else os.path.commonpath(folders)
     folders = {os.path.relpath(f, common) if common else f: folders[f] for f in sorted(folders)}
-    outer = sorted(f for f in folders if any(other.startswith(f"{f}/") or f in ("", ".") for other in folders))
+    above = {"", "."} | {str(parent) for folder in folders for parent in PurePosixPath(folder).parents}
+    outer = [folder for folder in folders if folder in above]
     if outer:
         stray = folders[outer[0]]
         raise UsageError(
@@ -161,15 +172,18 @@ def _refuse_same_below_two(files: RawFiles, common: str, names: list[str]) -> No
     while len({path[-1] for path in parts}) == 1 and all(len(path) > 1 for path in parts):
         parts = [path[:-1] for path in parts]  # such as images in each class folder
     below: dict[str, set[str]] = {}  # what holds class folders -> their names
+    roots_of: dict[str, list[str]] = {}  # such a name -> what holds it
     for path in parts:
-        below.setdefault("/".join(path[:-1]), set()).add(splits.same(path[-1]))
-    for i, (first, names_of_first) in enumerate(below.items()):
-        for second, names_of_second in list(below.items())[i + 1 :]:
-            shared = sorted(names_of_first & names_of_second)
-            telling = [name for name in shared if not GENERIC.fullmatch(name)]
-            mirrored = len(below) <= 3 and names_of_first == names_of_second and len(shared) > 1
-            if telling or mirrored:
-                _refuse_roots(files, common, [first, second], telling or shared)
+        root, name = "/".join(path[:-1]), splits.same(path[-1])
+        below.setdefault(root, set()).add(name)
+        roots_of.setdefault(name, []).append(root)
+    telling = [name for name, roots in roots_of.items() if len(set(roots)) > 1 and not GENERIC.fullmatch(name)]
+    if telling:
+        roots = roots_of[telling[0]]
+        _refuse_roots(files, common, roots, sorted(name for name in telling if roots_of[name] == roots))
+    first = next(iter(below.values()))
+    if 1 < len(below) <= 3 and len(first) > 1 and all(names_of_root == first for names_of_root in below.values()):
+        _refuse_roots(files, common, list(below), sorted(first))
 
 
 def _refuse_roots(files: RawFiles, common: str, roots: list[str], names: list[str]) -> None:

@@ -6,7 +6,6 @@ given by hand: such a folder, or one file with `name,split` on each line. An ent
 
 import json
 import shlex
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from common.shards import SPLITS, UsageError
@@ -14,7 +13,8 @@ from data_prep import splits, tables
 from data_prep.files import RawFiles, a_few, is_picture, open_files
 
 SUFFIXES = (*tables.SUFFIXES, ".lst", ".list", ".names", ".json")
-Lists = dict[str, list[str]]  # split -> entries
+Entry = tuple[str, ...]  # a class or a picture, and what else it may be called
+Lists = dict[str, list[Entry]]  # split -> entries
 EXPECTED = "train.txt, val.txt and test.txt with the name of a class on each line, or one file of lines name,split"
 
 
@@ -31,8 +31,11 @@ class Classes:
             self.class_of |= dict.fromkeys(of_class, name)
         self.index = tables.Index(self.class_of)
 
-    def find(self, entry: str) -> list[str]:
+    def find(self, entry: Entry) -> list[str]:
         """The classes that it may mean: none where it means none, several where it isn't clear."""
+        return next((meant for text in entry if (meant := self._find(text))), [])
+
+    def _find(self, entry: str) -> list[str]:
         plain = splits.same(entry.strip().strip("\"'").replace("\\", "/").strip("/"))
         if plain in self.named:
             exact = [name for name in self.named[plain] if splits.same(name) == plain]
@@ -106,9 +109,11 @@ def _resolved(lists: Lists, classes: Classes, where: str) -> dict[str, list[str]
         for entry in entries:
             meant = classes.find(entry)
             if len(meant) > 1:
-                raise UsageError(f"{where}: {entry!r} may be {a_few(meant)}; write the whole path of the class folder")
+                raise UsageError(
+                    f"{where}: {entry[0]!r} may be {a_few(meant)}; write the whole path of the class folder"
+                )
             found |= dict.fromkeys(meant)
-            missing += [] if meant else [entry]
+            missing += [] if meant else [entry[0]]
         if missing:
             raise UsageError(
                 f"{where}: {len(missing)} of {len(entries)} entries for {split} name no class or picture that is "
@@ -157,7 +162,7 @@ def _single_files(files: RawFiles, classes: Classes) -> dict[str, Lists]:
     return groups
 
 
-def _entries(data: bytes, where: str) -> list[str]:
+def _entries(data: bytes, where: str) -> list[Entry]:
     """What a file of one split lists: classes, or pictures."""
     if where.lower().endswith(".json"):
         return _json_entries(_json(data, where), where)
@@ -165,13 +170,17 @@ def _entries(data: bytes, where: str) -> list[str]:
     if not rows:
         return []
     header = tables.header_of(rows[0])
-    names = tables.column(header, tables.CLASS_COLUMNS)
-    if names is not None and (len(header) > 1 or len(rows) > 1 and header[0] in ("label", "class", "classname")):
-        return list(dict.fromkeys(row[names] for row in rows[1:] if len(row) > names))
-    if len(rows[0]) == 1:
-        return [row[0].split(" ")[0] if is_picture(row[0].split(" ")[0]) else row[0] for row in rows]
-    pictures = next((c for c, cell in enumerate(rows[-1]) if is_picture(cell)), 0)
-    return [row[pictures] for row in rows if len(row) > pictures and (is_picture(row[pictures]) or not pictures)]
+    label = tables.column(header, tables.CLASS_COLUMNS)
+    picture = next((c for c, cell in enumerate(rows[-1]) if is_picture(cell.split(" ")[0])), None)
+    if label is not None and (len(header) > 1 or header[0] in ("label", "class", "classname")):
+        rows = rows[1:]
+    else:
+        label = 0 if picture is None else picture
+    columns = [label] if picture in (None, label) else [label, picture]
+    entries = [tuple(row[c] for c in columns if c < len(row)) for row in rows]
+    if picture is not None:  # of "images/0.jpg 3" the number is a label
+        entries = [tuple(t.split(" ")[0] if is_picture(t.split(" ")[0]) else t for t in entry) for entry in entries]
+    return [entry for entry in dict.fromkeys(entries) if entry]
 
 
 def _json(data: bytes, where: str):
@@ -181,7 +190,7 @@ def _json(data: bytes, where: str):
         raise UsageError(f"{where}: no whole json file ({error}); get another copy") from None
 
 
-def _json_entries(content, where: str) -> list[str]:
+def _json_entries(content, where: str) -> list[Entry]:
     if isinstance(content, dict):  # as CUB's lists of pictures, or with classes as keys
         content = content.get("image_names") or list(content)
     if not isinstance(content, list):
@@ -191,7 +200,7 @@ def _json_entries(content, where: str) -> list[str]:
         parts = entry if isinstance(entry, list) else [entry]  # such as a class below its superclass
         if not all(isinstance(part, str) for part in parts):
             raise UsageError(f"{where}: holds {str(type(parts[0]).__name__)}, expected names of classes")
-        entries.append("/".join(parts))
+        entries.append(("/".join(parts), parts[-1]) if parts else ("",))
     return entries
 
 
@@ -203,7 +212,7 @@ def _one_file(data: bytes, where: str) -> Lists:
         if items and all(isinstance(names, list) for _, names in items):
             pairs = [(name, key) for key, names in items for name in _json_entries(names, where)]
         else:
-            pairs = [(name, str(split)) for name, split in items]
+            pairs = [((name,), str(split)) for name, split in items]
     else:
         rows = [row for row in tables.rows_of(data, where) if not row[0].startswith("#")]
         pairs = _pairs(rows)
@@ -215,7 +224,7 @@ def _one_file(data: bytes, where: str) -> Lists:
     return {s: [name for name, split in pairs if meant[split] == s] for s in SPLITS}
 
 
-def _pairs(rows: list[list[str]]) -> Iterable[tuple[str, str]]:
+def _pairs(rows: list[list[str]]) -> list[tuple[Entry, str]]:
     """(name, split) of each line, whichever comes first; a first line that names the columns is left out."""
     if not rows:
         return []
@@ -229,4 +238,4 @@ def _pairs(rows: list[list[str]]) -> Iterable[tuple[str, str]]:
         place = 0
     name = tables.column(header, tables.CLASS_COLUMNS) if place is not None and rows else None
     name = (1 if place == 0 else 0) if name is None else name
-    return [(row[name], row[place]) if max(name, place) < len(row) else (row[0], "nothing") for row in rows]
+    return [((row[name],), row[place]) if max(name, place) < len(row) else ((row[0],), "nothing") for row in rows]

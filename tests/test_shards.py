@@ -1,8 +1,8 @@
 """Built .h5 files: read whatever locks there are, damaged in any way, and with any names in them."""
 
-import fcntl
-import multiprocessing
 import shutil
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -22,20 +22,14 @@ def shard(data_dir, tmp_path):
     return shutil.copy(data_dir / "toy" / "train.h5", path)
 
 
-def hold_lock(path, locked, done):
-    with open(path, "rb+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        locked.set()
-        done.wait(30)
+# Locks the file until its input ends.
+LOCKING = "import fcntl, sys; f = open(sys.argv[1], 'rb+'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
 
 
 def test_a_file_that_another_program_has_locked_is_read(shard, capsys):
-    context = multiprocessing.get_context("spawn")
-    locked, done = context.Event(), context.Event()
-    other = context.Process(target=hold_lock, args=(shard, locked, done))
-    other.start()
-    try:
-        assert locked.wait(30)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", LOCKING, str(shard)], **pipes) as other:
+        other.stdout.readline()
         with pytest.raises(OSError, match="lock"):
             h5py.File(shard, "r", locking=True)
         assert len(read_shard(shard)[2]) == 12
@@ -43,9 +37,7 @@ def test_a_file_that_another_program_has_locked_is_read(shard, capsys):
             shutil.copy(shard, shard.with_name(f"{split}.h5"))
         assert build.main(["--data-dir", str(shard.parents[1])]) == 0
         assert "toy: train 12 classes" in capsys.readouterr().out
-    finally:
-        done.set()
-        other.join()
+        other.communicate("\n")
 
 
 DAMAGE = {
