@@ -33,10 +33,11 @@ class UsageError(Exception):
 
 
 def build_command(folder: Path, raw: Path | str | None = None) -> str:
-    """What builds a data set into its folder, to be pasted; `raw` is where from."""
+    """What builds a data set into its folder, to be pasted where one is; `raw` is where from."""
+    script = "data_prep/build.py" if Path.cwd() == ROOT else shlex.quote(str(ROOT / "data_prep" / "build.py"))
     if raw is None and folder.name not in ("glyphs", "omniglot"):
         raw = "PATH"
-    command = f"python data_prep/build.py --dataset {shlex.quote(folder.name)}"
+    command = f"python {script} --dataset {shlex.quote(folder.name)}"
     if raw is not None:
         command += f" --raw {shlex.quote(str(raw))}"
     if folder.parent.absolute() != ROOT / "data":

@@ -18,6 +18,10 @@ Lists = dict[str, list[Entry]]  # split -> entries
 EXPECTED = "train.txt, val.txt and test.txt with the name of a class on each line, or one file of lines name,split"
 
 
+class Damaged(UsageError):
+    """A file that may be a class list, for all one can tell."""
+
+
 class Classes:
     """Finds the class that an entry of a list means; `pictures`: class name -> the names of its pictures."""
 
@@ -34,6 +38,10 @@ class Classes:
     def find(self, entry: Entry) -> list[str]:
         """The classes that it may mean: none where it means none, several where it isn't clear."""
         return next((meant for text in entry if (meant := self._find(text))), [])
+
+    def are_in(self, lists: Lists) -> bool:
+        """Whether lists are about these classes at all."""
+        return any(self.find(entry) for entries in lists.values() for entry in entries)
 
     def _find(self, entry: str) -> list[str]:
         plain = splits.same(entry.strip().strip("\"'").replace("\\", "/").strip("/"))
@@ -71,7 +79,7 @@ def found(files: RawFiles, pictures: dict[str, list[str]]) -> dict[str, list[str
     classes = Classes(pictures)
     groups = {}
     for where, lists in _groups(files, beside=True).items():
-        if all(any(classes.find(entry) for entry in lists[split]) for split in SPLITS):
+        if classes.are_in(lists):
             groups[where] = lists
         else:
             files.said.append(f"{where} name none of the classes, and are passed over")
@@ -141,7 +149,7 @@ def _groups(files: RawFiles, beside: bool) -> dict[str, Lists]:
             try:
                 groups[shown] = {s: _entries(files.read(by_split[s]), by_split[s]) for s in SPLITS}
             except UsageError as error:
-                if not beside:
+                if not beside or isinstance(error, Damaged):
                     raise
                 files.said.append(f"{shown} are no class lists ({error}), and are passed over")
     return groups
@@ -155,7 +163,7 @@ def _single_files(files: RawFiles, classes: Classes) -> dict[str, Lists]:
             lists = _one_file(files.read(name), name)
         except UsageError:  # it is about something else
             lists = {}
-        if lists and all(any(classes.find(entry) for entry in lists[split]) for split in SPLITS):
+        if classes.are_in(lists):
             groups[name] = lists
         else:
             files.used.discard(name)
@@ -187,7 +195,7 @@ def _json(data: bytes, where: str):
     try:
         return json.loads(tables.text_of(data))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: no whole json file ({error}); get another copy") from None
+        raise Damaged(f"{where}: no whole json file ({error}); get another copy, or take it out") from None
 
 
 def _json_entries(content, where: str) -> list[Entry]:

@@ -153,7 +153,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_and_keeps_the_last_good_chec
 
 
 BAD = {
-    "--dataset nowhere": "python data_prep/build.py --dataset nowhere",
+    "--dataset nowhere": "data_prep/build.py --dataset nowhere --raw PATH",
     "--ways 10": "--ways 10: val of toy has 8 classes",
     "--ways 1": "--ways 1: expected 2 or more",
     "--shots 20": "has 20 images",

@@ -10,7 +10,7 @@ import pytest
 
 from common import shards
 from common.episodes import EpisodeLoader
-from common.shards import Split, UsageError, read_shard, write_shard
+from common.shards import ROOT, Split, UsageError, read_shard, write_shard
 from data_prep import build
 
 
@@ -107,7 +107,11 @@ def test_the_loader_names_the_options_that_mend_a_small_set(shard):
     assert "6 of 12 classes have too few" in said and said.endswith(f"'{shard.parents[1]}' --least-images 21")
 
 
-def test_commands_that_are_printed_are_quoted(tmp_path):
+def test_commands_that_are_printed_can_be_pasted_where_one_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert shards.build_command(ROOT / "data" / "glyphs") == "python data_prep/build.py --dataset glyphs"
+    monkeypatch.chdir(tmp_path)
+    assert shards.build_command(ROOT / "data" / "glyphs") == f"python {ROOT}/data_prep/build.py --dataset glyphs"
     folder = tmp_path / "my data" / "set$1"
     assert shards.build_command(folder, "my raw").endswith(
         f"--dataset 'set$1' --raw 'my raw' --data-dir '{tmp_path}/my data'"

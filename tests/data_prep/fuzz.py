@@ -19,8 +19,8 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from data_prep import build, named
-from tests.data_prep import mutations
+from data_prep import build, miniimagenet, named
+from tests.data_prep import miniimagenet_layouts, mutations
 
 SETS = 3  # of each kind, that differ
 HANG = 30  # seconds without an answer
@@ -28,6 +28,7 @@ MEMORY = 2 << 30  # bytes
 KINDS = {
     "pictures": (mutations.pictures, mutations.forged_pictures),
     "tables": (mutations.tables, mutations.forged_tables),
+    "csv": (mutations.csv_files, mutations.forged_csv),
     "class lists": (mutations.class_lists, mutations.forged_lists),
     "pickles": (mutations.pickles, mutations.forged_pickles),
     "pickled PNG": (mutations.encoded_pickles, mutations.forged_pickles),
@@ -114,6 +115,8 @@ def work(kind: str, numbers: list[int], seed: int, folder: str, answers) -> None
     """Run cases one after the other, and put (number, outcome) into `answers` before and after each."""
     for name, known in named.SETS.items():
         named.SETS[name] = known._replace(side=mutations.SIDE, classes=(2, 1, 1))
+    miniimagenet.known_split = lambda: miniimagenet_layouts.WNIDS
+    miniimagenet.PER_CLASS = len(miniimagenet_layouts.NUMBERS)
     sandbox = Sandbox(kind, seed, Path(folder))
     for number in numbers:
         answers.put((number, None))

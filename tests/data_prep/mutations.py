@@ -21,6 +21,8 @@ import h5py
 import numpy as np
 from PIL import Image
 
+from tests.data_prep.miniimagenet_layouts import images_and_csv, random_jpegs
+
 SIDE = 8  # pixels of the sets' pictures
 CLASSES = {"train": 2, "val": 1, "test": 1}
 IMAGES = 2  # a class
@@ -71,6 +73,12 @@ def tables(folder: Path, rng: random.Random) -> tuple[list[str], list[Path]]:
             rows.append(f"{c}{i}.png,class{c},{c % 2}")
     (folder / "labels.csv").write_text("\n".join(rows))
     return ["--dataset", "x", "--size", str(SIDE)], [folder / "labels.csv"]
+
+
+def csv_files(folder: Path, rng: random.Random) -> tuple[list[str], list[Path]]:
+    """mini-ImageNet, made small, with its three csv files."""
+    images_and_csv(random_jpegs(), folder)
+    return ["--dataset", "miniimagenet"], sorted(folder.glob("*.csv"))
 
 
 def class_lists(folder: Path, rng: random.Random) -> tuple[list[str], list[Path]]:
@@ -251,6 +259,24 @@ def forged_tables(rng: random.Random, mark: Path) -> Forged:
         head + b"00.png,a\n" * 20_000 + b"10.png,b\n20.png,\n",
     ]
     return [("", lambda content=content: content) for content in contents]
+
+
+def forged_csv(rng: random.Random, mark: Path) -> Forged:
+    """csv files with other columns, names and paths."""
+    heads = ["filename,label", "class_name;image_name", "label,label", "filename", ",,,", "filename,label,filename"]
+    lines = [
+        "../../x.jpg,n01532829",
+        "n0153282900000002.jpg,n01532829",
+        "n01532829 99999999.jpg,n01532829",
+        "\0,\0",
+        '"',
+    ]
+
+    def table() -> bytes:
+        rows = [rng.choice(lines) for _ in range(rng.choice([0, 1, 5]))]
+        return "\n".join([rng.choice(heads), *rows]).encode(rng.choice(["utf-8", "utf-16", "latin-1"]))
+
+    return [("", table)]
 
 
 def forged_lists(rng: random.Random, mark: Path) -> Forged:

@@ -205,6 +205,13 @@ def test_a_list_that_names_a_class_that_is_missing_or_in_two_splits_is_refused(f
     assert "1 classes in train as well as val: ant" in refused("--dataset", "birds", "--raw", four_classes)
 
 
+def test_a_list_of_which_one_file_is_damaged_or_misspelt_is_refused_and_not_passed_over(four_classes, refused):
+    listed(four_classes, "json", classes=CLASSES | {"val": ("catt",)})
+    assert "catt" in refused("--dataset", "birds", "--raw", four_classes)
+    (four_classes / "val.json").write_text('["cat"')
+    assert "val.json: no whole json file" in refused("--dataset", "birds", "--raw", four_classes)
+
+
 def test_lists_that_differ_are_refused_and_one_is_chosen_by_hand(four_classes, tmp_path, refused):
     listed(four_classes / "one", "txt")
     other = listed(four_classes / "two", "txt", classes={"train": ("cat", "dog"), "val": ("ant",), "test": ("bee",)})
