@@ -22,9 +22,15 @@ from tqdm import tqdm
 
 from common.shards import UsageError
 
-SUFFIXES = (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".gz", ".bz2", ".xz")
+SUFFIXES = (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".lzma")
+NOT_READ = (".7z", ".rar", ".zst")
 READ = "zip, tar, tar.gz, tar.bz2, tar.xz"
-STREAMS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by the bytes they begin with
+STREAMS = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+    b"]\0\0": lzma.open,
+}  # by the bytes they begin with
 OTHERS = {b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"(\xb5/\xfd": "zstd"}
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError)
@@ -38,7 +44,7 @@ Opener = Callable[[], BinaryIO]
 
 def is_archive(name: str) -> bool:
     """By its name alone."""
-    return name.lower().endswith(SUFFIXES)
+    return name.lower().endswith((*SUFFIXES, *NOT_READ))
 
 
 def without_suffix(name: str) -> str:
@@ -78,8 +84,8 @@ class Members:
                 raise UsageError(f"{self.where}: {name} is there twice, with different content; remove one of the two")
 
 
-def open_archive(file: BinaryIO, where: str, stack: ExitStack) -> Members:
-    """The members of an archive that `file` reads, which stays open until `stack` ends.
+def open_archive(file: BinaryIO, where: str, stack: ExitStack, depth: int = 3) -> Members:
+    """The members of an archive that `file` reads, which stays open until `stack` ends; it may be packed `depth` times.
 
     A file that is compressed and is no archive within has one member, named as it without the suffix. Raises UsageError
     where it is damaged or no archive, or has a member that is a link, climbs out, or is there twice.
@@ -95,8 +101,8 @@ def open_archive(file: BinaryIO, where: str, stack: ExitStack) -> Members:
             if head.startswith(start):
                 raise UsageError(f"{where}: a {name} archive, expected {READ}; unpack it, and give the folder")
         for start, opened in STREAMS.items():
-            if head.startswith(start):
-                return _stream(file, opened, where, stack, size)
+            if head.startswith(start) and depth:
+                return _stream(file, opened, where, stack, size, depth)
         # A zip may begin with something else, such as the program that unpacks it.
         is_zip = head.startswith(ZIP) or where.lower().endswith((".zip", ".exe")) and zipfile.is_zipfile(file)
         return _zip(file, where, stack) if is_zip else _tar(file, where, stack)
@@ -104,12 +110,12 @@ def open_archive(file: BinaryIO, where: str, stack: ExitStack) -> Members:
         raise UsageError(f"{where}: damaged, or not an archive ({error}); fetch it again") from None
 
 
-def _stream(file: BinaryIO, opened: Callable, where: str, stack: ExitStack, size: int) -> Members:
+def _stream(file: BinaryIO, opened: Callable, where: str, stack: ExitStack, size: int, depth: int) -> Members:
     plain = expanded(opened(file), where, stack, size)
     head = plain.read(512)
     plain.seek(0)
-    if head.startswith(ZIP):
-        return _zip(plain, where, stack)
+    if head.startswith((*ZIP, *STREAMS)):
+        return open_archive(plain, where, stack, depth - 1)
     if head[257:262] == b"ustar" or re.search(r"\.(tar\.[^./]+|t[^./]*)$", where.lower()):
         return _tar(plain, where, stack)
 

@@ -70,11 +70,7 @@ class RawFiles:
     def passed_over(self) -> str:
         """What was not opened, for the summary line: how many files with which suffixes, and folders without any."""
         left = [name for name in self if name not in self.used]
-        suffixes = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in left)
-        parts = []
-        if left:
-            kinds = [f"{count:,} {suffix}" for suffix, count in suffixes.most_common(6)]
-            parts.append(f"{len(left):,} files passed over ({', '.join(kinds)}{', ...' * (len(suffixes) > 6)})")
+        parts = [f"{len(left):,} files passed over ({kinds_of(left)})"] if left else []
         if self.hidden:
             parts.append(f"{len(self.hidden):,} hidden files passed over")
         folders = _with_those_above({*self.folders, *(name.rpartition("/")[0] for name in self)})
@@ -120,6 +116,13 @@ def open_files(paths: list[Path], always: tuple[str, ...] = ()) -> Iterator[RawF
                     joined.add_file(prefix + name, opener)
             joined.folders += [prefix + name for name in members.folders if not _hidden(name)]
         yield RawFiles(joined.where, joined.files, hidden, joined.folders)
+
+
+def kinds_of(names: Iterable[str]) -> str:
+    """How many have which suffix, as in 12 .txt, 3 no suffix."""
+    suffixes = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in names)
+    kinds = [f"{count:,} {suffix}" for suffix, count in suffixes.most_common(6)]
+    return ", ".join(kinds) + ", ..." * (len(suffixes) > 6)
 
 
 def is_picture(name: str) -> bool:

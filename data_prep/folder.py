@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from common.shards import SPLITS, Split, UsageError
 from data_prep import lists, picture_table, splits
-from data_prep.files import RawFiles, a_few, is_picture
+from data_prep.files import RawFiles, a_few, is_picture, kinds_of
 from data_prep.output import write
 from data_prep.pictures import Pictures, range_of, squared
 
@@ -114,8 +114,9 @@ def _class_folders(files: RawFiles, pictures: list[str], by_hand: bool) -> pictu
     for picture in pictures:
         folders.setdefault(os.path.dirname(picture), []).append(picture)
     if not folders:
+        there = f" among its files ({kinds_of(files)})" * any(files)
         raise UsageError(
-            f"--raw {files.shown}: no images, expected a folder (or an archive) of class folders of images"
+            f"--raw {files.shown}: no images{there}, expected a folder (or an archive) of class folders of images"
         )
     if len(folders) == 1:
         raise UsageError(

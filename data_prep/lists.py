@@ -159,6 +159,8 @@ def _single_files(files: RawFiles, classes: Classes) -> dict[str, Lists]:
     """Files that list all classes, and the split of each."""
     groups = {}
     for name in tables.among(files, SUFFIXES):
+        if name in files.used:
+            continue
         try:
             lists = _one_file(files.read(name), name)
         except UsageError:  # it is about something else
@@ -179,15 +181,13 @@ def _entries(data: bytes, where: str) -> list[Entry]:
         return []
     header = tables.header_of(rows[0])
     label = tables.column(header, tables.CLASS_COLUMNS)
-    picture = next((c for c, cell in enumerate(rows[-1]) if is_picture(cell.split(" ")[0])), None)
+    picture = next((c for c, cell in enumerate(rows[-1]) if is_picture(cell)), None)
     if label is not None and (len(header) > 1 or header[0] in ("label", "class", "classname")):
         rows = rows[1:]
     else:
         label = 0 if picture is None else picture
     columns = [label] if picture in (None, label) else [label, picture]
     entries = [tuple(row[c] for c in columns if c < len(row)) for row in rows]
-    if picture is not None:  # of "images/0.jpg 3" the number is a label
-        entries = [tuple(t.split(" ")[0] if is_picture(t.split(" ")[0]) else t for t in entry) for entry in entries]
     return [entry for entry in dict.fromkeys(entries) if entry]
 
 

@@ -40,11 +40,14 @@ def text_of(data: bytes) -> str:
 def rows_of(data: bytes, where: str) -> list[list[str]]:
     """The lines of a table that aren't empty, each as its cells, without blanks around them.
 
-    The delimiter is the one of comma, semicolon, tab and bar that the first line has most of. Raises UsageError.
+    The delimiter is the one of comma, semicolon, tab and bar that the first line has most of, or the blank
+    after a picture. Raises UsageError.
     """
     text = text_of(data)
     first = text.lstrip("\n").partition("\n")[0]
     delimiter = max(",;\t|", key=first.count)
+    if delimiter not in first and is_picture(first.split(" ")[0]):  # images/0.jpg 3
+        delimiter = " "
     try:
         rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=delimiter)]
     except csv.Error as error:

@@ -26,6 +26,16 @@ def zipped(path):
     return zip_of(path.with_name(f"{path.name}.zip"), {path.name: path.read_bytes()})
 
 
+def gzipped(path):
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    return path
+
+
+def prefixed(path):
+    path.write_bytes(b"MZ" + bytes(1000) + path.read_bytes())
+    return path
+
+
 def below(path, folder):
     (folder / "deep" / "er").mkdir(parents=True)
     path.rename(folder / "deep" / "er" / path.name)
@@ -44,6 +54,9 @@ WRAPPED = {
     "tar that is called tar.gz": lambda raw, place: pack(raw, place / "set.tar").rename(place / "set.tar.gz"),
     "zip without a suffix": lambda raw, place: pack(raw, place / "set.zip").rename(place / "download"),
     "tar.gz without a suffix": lambda raw, place: pack(raw, place / "set.tar.gz").rename(place / "download"),
+    "tar.gz packed twice": lambda raw, place: gzipped(pack(raw, place / "set.tar.gz")),
+    "zip.gz": lambda raw, place: gzipped(pack(raw, place / "set.zip")),
+    "a program that unpacks itself": lambda raw, place: prefixed(pack(raw, place / "set.zip")),
     "capitals": lambda raw, place: pack(raw, place / "set.zip").rename(place / "SET.ZIP"),
 }
 

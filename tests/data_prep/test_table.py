@@ -33,6 +33,7 @@ TABLES = {
     "tabs, UTF-16": ("table.tsv", "path\tlabel\n", "/home/me/images/{file}\t{c}\n", "utf-16"),
     "without names": ("table.txt", "", "{file},{c}\n", "utf-8"),
     "without suffixes": ("train_labels.csv", "id,breed\n", "{stem},{c}\n", "utf-8"),
+    "blanks": ("labels.txt", "", "images/{file} {c}\n", "utf-8"),
     "backslashes": ("labels.csv", "filename,label\r\n", ".\\images\\{file},{c}\r\n", "latin-1"),
     "a BOM and blanks": ("labels.csv", "\ufefffilename, label\n", '"{file}" , {c}\n\n', "utf-8"),
 }
@@ -46,9 +47,10 @@ def write(place, table, rows=ROWS):
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_table_beside_the_pictures_says_their_classes_in_any_usual_form(table, flat, tmp_path):
+def test_a_table_beside_the_pictures_says_their_classes_in_any_usual_form(table, flat, tmp_path, capsys):
     write(flat, table)
     assert greys(built("x", flat, tmp_path / "data", "--size", "8")) == EXPECTED
+    assert "passed over" not in capsys.readouterr().out
 
 
 def test_a_table_is_given_by_hand(flat, tmp_path):
