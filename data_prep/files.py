@@ -98,7 +98,7 @@ def open_files(paths: list[Path], always: tuple[str, ...] = ()) -> Iterator[RawF
             for _ in range(NESTED):
                 within = [name for name in members.files if archives.is_archive(name) and not _hidden(name)]
                 if _makes_no_set(members.files):
-                    chosen = within
+                    chosen = [name for name in within if not name.lower().endswith(archives.NOT_READ)] or within
                 else:
                     chosen = [name for name in within if PurePosixPath(name).name in always]
                 if not chosen:

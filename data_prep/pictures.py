@@ -5,8 +5,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -90,7 +89,7 @@ class Pictures:
         return lines
 
     def _decoded(self, name: str) -> np.ndarray:
-        image = opened(self.read(name))
+        image = opened(io.BytesIO(self.read(name)))
         if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's JPEG holds a thumbnail so
             self.with_frames.append(name)
         halved = any(";16" in str(tile) for tile in image.tile) and not is_deep(image)  # Pillow drops the lower bytes
@@ -102,7 +101,7 @@ class Pictures:
     def _refuse(self, unreadable: dict[str, Exception]) -> None:
         for name in tqdm(self.pending, "looking for more", unit="picture", leave=False, disable=None):
             try:
-                decoded(opened(self.read(name)).load)
+                decoded(opened(io.BytesIO(self.read(name))).load)
             except (OSError, ValueError, UsageError) as error:
                 unreadable[name] = error
         named = [f"{name} ({error})" for name, error in unreadable.items()]
@@ -111,9 +110,9 @@ class Pictures:
         ) from None
 
 
-def opened(data: bytes) -> Image.Image:
+def opened(file: BinaryIO) -> Image.Image:
     """A picture whose pixels aren't read yet. Raises ValueError where it isn't one, or has too many pixels."""
-    image = decoded(lambda: Image.open(io.BytesIO(data), formats=_formats()))
+    image = decoded(lambda: Image.open(file, formats=_formats()))
     if math.prod(image.size) > MOST_PIXELS:
         raise ValueError(f"{math.prod(image.size) / 1e6:,.0f} megapixels, expected {MOST_PIXELS / 1e6:,.0f} at most")
     return image
@@ -200,17 +199,17 @@ def range_of(files: RawFiles, names: Iterable[str]) -> Range:
     12 and 14 that hold them all; for floating-point pixels 0..1 or 0..255; else from the least to the greatest.
     """
     found, whole = [], True
-    for name in names:
-        if PurePosixPath(name).suffix.lower() not in DEEP_SUFFIXES:
-            continue
+    names = [name for name in names if name.lower().endswith(DEEP_SUFFIXES)]
+    for name in tqdm(names, "looking for deep pixels", unit="picture", leave=False, disable=None):
         try:
-            image = opened(files.read(name))
-            if is_deep(image):
-                decoded(image.load)
-                values = np.asarray(image)
-                whole = whole and values.dtype.kind in "iu"
-                scaled = image.format == "PPM"  # whose head has the range, to which Pillow scales
-                found.append(SIXTEEN_BITS if scaled else Range(float(values.min()), float(values.max())))
+            with files.open(name) as file:
+                image = opened(file)  # of most, the head is all that is read
+                if is_deep(image):
+                    decoded(image.load)
+                    values = np.asarray(image)
+                    whole = whole and values.dtype.kind in "iu"
+                    scaled = image.format == "PPM"  # whose head has the range, to which Pillow scales
+                    found.append(SIXTEEN_BITS if scaled else Range(float(values.min()), float(values.max())))
         except (OSError, ValueError, UsageError):
             continue  # named when it is decoded
     if not found:

@@ -174,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
     until = time.monotonic() + options.seconds
     found = []
     for i, kind in enumerate(options.kinds):
-        share = (until - time.monotonic()) / (len(options.kinds) - i)
+        share = 2 * (until - time.monotonic()) / (len(options.kinds) - i + 1)  # kinds differ by as much
         started = time.monotonic()
         outcomes, faults = fuzz(kind, options.count, options.seed, share)
         counts = ", ".join(f"{outcomes[name]} {name}" for name in ("built", "refused", "fault"))

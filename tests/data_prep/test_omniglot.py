@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data_prep import build, files, omniglot
 from tests.data_prep.helpers import RAW_DATA, built, contents, needs_raw, pack, splits_of
@@ -77,6 +77,19 @@ def test_omniglot_resizes_with_antialiasing_to_grey_levels(drawings, tmp_path):
     whole = 255.0 - np.asarray(drawing(0, 0).convert("L"), float)
     assert len(np.unique(images[0])) > 8
     assert images[0].mean() == pytest.approx(whole.mean(), rel=0.02)  # as much ink as there was
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "transparent", "inverted", "colour"])
+def test_a_drawing_of_another_kind_gives_the_same_ink(kind):
+    plain = drawing(2, 3).convert("L")
+    array = np.asarray(plain)
+    other = {
+        "16 bits": lambda: Image.fromarray(array.astype(np.uint16) * 257),
+        "transparent": lambda: Image.merge("LA", (Image.new("L", plain.size, 0), ImageOps.invert(plain))),
+        "inverted": lambda: ImageOps.invert(plain),
+        "colour": lambda: plain.convert("RGB"),
+    }[kind]()
+    np.testing.assert_array_equal(np.asarray(omniglot._ink(other)), np.asarray(omniglot._ink(plain)))
 
 
 def test_omniglot_builds_the_same_from_zips_a_folder_of_them_and_extracted_folders(drawings, tmp_path):

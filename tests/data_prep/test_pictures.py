@@ -152,7 +152,7 @@ def test_a_picture_is_turned_upright_whatever_else_its_exif_holds(odd):
     on_its_side.paste(255, (8, 0, 16, 8))
     buffer = io.BytesIO()
     on_its_side.save(buffer, "JPEG", exif=exif_of([(0x112, 3, 1, struct.pack("<H", 6)), ODD[odd]]))
-    upright = np.asarray(pictures.squared(pictures.opened(buffer.getvalue()), 8, "L"))
+    upright = np.asarray(pictures.squared(pictures.opened(buffer), 8, "L"))
     assert upright[0].max() < 60 and upright[-1].min() > 190
 
 
@@ -183,10 +183,10 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_read():
     buffer = io.BytesIO()
     Image.new("1", (12_000, 12_000)).save(buffer, "PNG")
     with pytest.raises(ValueError, match="144 megapixels, expected 134 at most"):
-        pictures.opened(buffer.getvalue())
+        pictures.opened(buffer)
 
 
 def test_only_formats_that_pillow_reads_itself_are_opened():
     """It hands an EPS to Ghostscript, whatever the file is called."""
     with pytest.raises(ValueError, match="cannot identify"):
-        pictures.opened(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+        pictures.opened(io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"))
