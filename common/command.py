@@ -73,7 +73,7 @@ def parse(config_type: type, settings: dict[str, dict]):
         given = _options_of(argv)
         if "--minutes" in given and "--steps" not in given:
             default = dataclasses.replace(default, steps=None)
-    config = _command_line(config_type, default, argv)
+    config = _with_home(_command_line(config_type, default, argv))
     if origin:
         may_differ = "at_resume" if config.resume else "at_test"
         for field in dataclasses.fields(config):
@@ -91,6 +91,21 @@ def parse(config_type: type, settings: dict[str, dict]):
         _print(config, settings if not origin else {}, argv, origin)
         sys.exit(0)
     return config
+
+
+def _settings_of(settings: dict[str, dict], dataset: str, data_dir: Path) -> dict:
+    """The settings for a data set; a person's own one in grey holds characters or drawings, which aren't mirrored."""
+    of_set = settings.get(dataset, settings.get("other", {}))
+    if dataset not in settings and channels(data_dir / dataset) == 1:
+        of_set = {name: value for name, value in of_set.items() if name not in ("flip", "views")}
+    return of_set
+
+
+def _with_home(config):
+    """The Config with ~ expanded in its paths: the shell doesn't do it in --out=~/run."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    paths = {name: Path(os.path.expanduser(value)) for name, value in values.items() if isinstance(value, Path)}
+    return dataclasses.replace(config, **paths)
 
 
 def _options_of(argv: list[str]) -> set[str]:
@@ -120,23 +135,12 @@ def read(options: type, description: str, **how):
     refused = io.StringIO()
     try:
         with contextlib.redirect_stderr(refused):
-            config = tyro.cli(options, description=description, **how)
+            return tyro.cli(options, description=description, **how)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
         words = re.sub(r"[─-╿]|-{3,}|\x1b\[[0-9;]*m", " ", refused.getvalue())
         raise UsageError(" ".join(words.split())) from None
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    paths = {name: Path(os.path.expanduser(value)) for name, value in values.items() if isinstance(value, Path)}
-    return dataclasses.replace(config, **paths)
-
-
-def _settings_of(settings: dict[str, dict], dataset: str, data_dir: Path) -> dict:
-    """The settings for a data set; a person's own one in grey holds characters or drawings, which aren't mirrored."""
-    of_set = settings.get(dataset, settings.get("other", {}))
-    if dataset not in settings and channels(data_dir / dataset) == 1:
-        of_set = {name: value for name, value in of_set.items() if name not in ("flip", "views")}
-    return of_set
 
 
 def _saved_config(config_type: type, folder: Path, at_test: bool):
