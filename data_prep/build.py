@@ -84,7 +84,7 @@ def build(options: argparse.Namespace) -> tuple[Path, RawFiles | None]:
         raw = omniglot.parts(raw or [omniglot.download(options.data_dir)])
     elif name in NEEDS and raw[0].is_file() and raw[0].name.lower().endswith((*ARRAY_SUFFIXES, ".csv")):
         raw = [raw[0].parent]  # one of three files stands for all of them
-    with open_files(raw, always=omniglot.ZIPS if name == "omniglot" else ()) as files:
+    with open_files(raw, omniglot.ZIPS if name == "omniglot" else (), arrays=name in NEEDS) as files:
         if name == "omniglot":
             built = omniglot.build(options.data_dir, files, options.split or "vinyals", options.seed or 0)
         elif name == "miniimagenet":

@@ -20,6 +20,7 @@ PICKLE_SUFFIXES = (".pkl", ".pickle")
 HDF5_SUFFIXES = (".h5", ".hdf5")
 ARRAY_SUFFIXES = (*PICKLE_SUFFIXES, *HDF5_SUFFIXES, ".npz")
 LARGEST_TEXT = 2**28  # bytes of a picture, a table or a list; arrays may be larger
+FEW_PICTURES = 10  # which may lie beside arrays
 NESTED = 4  # how deep archives may lie in archives
 MOST_ARCHIVES = 2000  # at each depth; ILSVRC has a thousand
 
@@ -44,6 +45,11 @@ class RawFiles:
 
     def pictures(self) -> list[str]:
         return [name for name in self if is_picture(name)]
+
+    def arrays(self) -> list[str]:
+        """The files of arrays; none where there are pictures, but for a few such as a preview."""
+        found = [name for name in self if name.lower().endswith(ARRAY_SUFFIXES)]
+        return found if len(self.pictures()) < FEW_PICTURES else []
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
@@ -83,11 +89,11 @@ class RawFiles:
 
 
 @contextmanager
-def open_files(paths: list[Path], always: tuple[str, ...] = ()) -> Iterator[RawFiles]:
+def open_files(paths: list[Path], always: tuple[str, ...] = (), arrays: bool = True) -> Iterator[RawFiles]:
     """The files of folders and archives; those of the second and later ones as if they lay in a folder of its name.
 
     An archive within a folder or another archive reads as a folder named after it, where it is called as in `always`,
-    or where pictures and arrays outside of archives make no data set.
+    or where pictures outside of archives make no data set, nor do `arrays`, where the set may be made of them.
     Raises UsageError where a path isn't there, is no archive or a damaged one, and for a member that is a link, climbs
     out, or is there twice.
     """
@@ -97,7 +103,7 @@ def open_files(paths: list[Path], always: tuple[str, ...] = ()) -> Iterator[RawF
             members = _opened(path, stack)
             for _ in range(NESTED):
                 within = [name for name in members.files if archives.is_archive(name) and not _hidden(name)]
-                if _makes_no_set(members.files):
+                if _makes_no_set(members.files, arrays):
                     chosen = [name for name in within if not name.lower().endswith(archives.NOT_READ)] or within
                 else:
                     chosen = [name for name in within if PurePosixPath(name).name in always]
@@ -176,10 +182,10 @@ def _replace_by_content(members: Members, name: str, path: Path, stack: ExitStac
     members.folders += [f"{place}/{inner}" for inner in within.folders]
 
 
-def _makes_no_set(names: Iterable[str]) -> bool:
-    """True where there are no arrays, and pictures in fewer than three folders: classes of three splits are more."""
+def _makes_no_set(names: Iterable[str], arrays: bool) -> bool:
+    """True where pictures lie in fewer than three folders, as classes of three splits are more."""
     names = [name for name in names if not _hidden(name)]
-    if any(name.lower().endswith(ARRAY_SUFFIXES) for name in names):
+    if arrays and any(name.lower().endswith(ARRAY_SUFFIXES) for name in names):
         return False
     return len({name.rpartition("/")[0] for name in names if is_picture(name)}) < 3
 

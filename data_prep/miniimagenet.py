@@ -41,9 +41,9 @@ def build(data_dir: Path, files: RawFiles, csv_folder: Path | None = None) -> Pa
     wnids = known_split()
     with ExitStack() as stack:
         pictures = None
-        if not files.pictures() and any(map(is_pickle, files)):
+        if any(map(is_pickle, files.arrays())):
             counts, block = _from_pickles(files, wnids)
-        elif not files.pictures() and any(map(is_hdf5, files)):
+        elif any(map(is_hdf5, files.arrays())):
             counts, block = _from_hdf5(files, stack)
         else:
             classes = _from_csv(files, csv_folder) or _from_class_folders(files)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from common.shards import SPLITS, UsageError
 from data_prep import folder, splits
-from data_prep.files import ARRAY_SUFFIXES, RawFiles, a_few
+from data_prep.files import RawFiles, a_few
 from data_prep.named_arrays import ArraySet
 from data_prep.output import write
 
@@ -46,8 +46,8 @@ def build(data_dir: Path, name: str, files: RawFiles, split: str | None = None) 
     Returns the folder. Raises UsageError where a split has another number of classes, or a picture can't be read.
     """
     known = SETS[name]
-    names = [file for file in files if file.lower().endswith(ARRAY_SUFFIXES)]
-    if names and not files.pictures():
+    names = files.arrays()
+    if names:
         if split:
             raise UsageError(f"--split {split}: {a_few(names)} are split already; leave --split out")
         with ExitStack() as stack:

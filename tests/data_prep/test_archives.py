@@ -89,6 +89,13 @@ def test_backslashes_between_folders_as_windows_writes_them_are_folders(tmp_path
     assert sorted(sum((names for _, _, names in found.values()), [])) == sorted(COUNTS)
 
 
+def test_the_zip_of_a_set_of_ones_own_is_opened_beside_arrays_of_something_else(tmp_path):
+    (tmp_path / "raw").mkdir()
+    pack(class_folders(tmp_path / "birds", COUNTS), tmp_path / "raw" / "birds.zip")
+    (tmp_path / "raw" / "features.npz").write_bytes(b"not read")
+    built("birds", tmp_path / "raw", tmp_path / "data", "--size", "8")
+
+
 def test_an_archive_beside_whole_class_folders_is_passed_over_and_counted(tmp_path, capsys):
     raw = class_folders(tmp_path / "raw", COUNTS)
     pack(class_folders(tmp_path / "other", {"gnu": 2}), raw / "more.zip")

@@ -1,6 +1,7 @@
 """The command data_prep/build.py: what it says, its exit status, and its list of the sets."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -111,3 +112,12 @@ def test_names_that_are_no_unicode_are_built_and_printed(tmp_path):
     assert done.returncode == 0 and done.stderr == "", done.stderr
     names = sum((names for _, _, names in splits_of(tmp_path / "data" / "x").values()), [])
     assert sorted(names) == ["caf\\udce9", "plain", "two\nlines", "学"]
+
+
+def test_the_page_on_data_has_every_set_and_commands_that_are_understood():
+    page = (ROOT / "docs" / "data.md").read_text()
+    commands = re.findall(r"`python data_prep/build.py( [^`]+)`", page)
+    parsed = [build.parse(command.split()) for command in commands]
+    assert {options.dataset for options in parsed} == {*build.NEEDS, "NAME"}
+    for option in ("--csv", "--table", "--split", "--size", "--grayscale", "--least-images"):
+        assert option in page

@@ -195,6 +195,13 @@ def test_a_pickle_of_pictures_runs_no_code(images, tmp_path, refused):
     assert "expected numbers" in refused("--dataset", "tieredimagenet", "--raw", raw)
 
 
+def test_a_preview_beside_arrays_is_passed_over(images, tmp_path, capsys):
+    cifar(tmp_path, images)
+    (tmp_path / "preview.png").write_bytes(png(images["val"][0, 0]))
+    built("cifarfs", tmp_path, tmp_path / "data")
+    assert "1 files passed over (1 .png)" in capsys.readouterr().out
+
+
 # CIFAR-FS and CUB as class folders, with class lists
 
 
