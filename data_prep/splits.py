@@ -20,6 +20,8 @@ WORDS = {
     "test": "test testing tests tst novel holdout heldout teste prueba prufung 测试",
     "evaluation": "eval evaluation evaluate evaluating",  # the test, unless that has a folder of its own
 }
+# What may be a kind of thing as well, such as novels beside poems: a split only beside another one.
+DOUBTFUL = {"base", "novel", "dev", "development", "eval", "evaluation", "validate", "evaluate"}
 MEANING = {word: split for split, words in WORDS.items() for word in words.split()}
 FILLERS = (
     "bilder class classes cls data dataset daten few files final fold folder image images img imgs meta mini my new "
@@ -55,6 +57,8 @@ def splits_of_names(names: Iterable[str]) -> dict[str, str]:
     for split, others in meant.values():
         kinds.setdefault(others, set()).add(split)
     result = {name: split for name, (split, others) in meant.items() if not others or len(kinds[others]) > 1}
+    if len(set(result.values())) < 2 and {same(name) for name in result} <= DOUBTFUL:
+        return {}
     evaluation = "val" if "test" in result.values() and "val" not in result.values() else "test"
     return {name: evaluation if split == "evaluation" else split for name, split in result.items()}
 

@@ -72,6 +72,11 @@ def test_a_class_that_is_called_train_is_a_class(tmp_path):
     assert sorted(sum(found.values(), [])) == ["bus", "car", "ship", "train"]
 
 
+def test_a_kind_of_thing_that_may_mean_a_split_is_none_without_another(tmp_path):
+    raw = class_folders(tmp_path / "raw", dict.fromkeys(("novel/crime", "novel/love", "poem/ode", "poem/haiku"), 2))
+    assert "novel/crime" in sum(classes_of(built("books", raw, tmp_path / "data")).values(), [])
+
+
 def test_letters_that_differ_in_case_alone_are_two_classes(tmp_path):
     raw = split_folders(
         tmp_path / "raw", ("train", "val", "test"), {"train": ("a", "b"), "val": ("A",), "test": ("B",)}
