@@ -25,12 +25,8 @@ from common.shards import UsageError
 SUFFIXES = (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".lzma")
 NOT_READ = (".7z", ".rar", ".zst")
 READ = "zip, tar, tar.gz, tar.bz2, tar.xz"
-STREAMS = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ": lzma.open,
-    b"]\0\0": lzma.open,
-}  # by the bytes they begin with
+# By the bytes that a file begins with: what reads it, and what isn't read.
+STREAMS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open, b"]\0\0": lzma.open}
 OTHERS = {b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"(\xb5/\xfd": "zstd"}
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError)
@@ -135,17 +131,22 @@ def _zip(file: BinaryIO, where: str, stack: ExitStack) -> Members:
     for member in archive.infolist():
         kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the zip wasn't written on Unix
         plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
-        refuse_bomb(f"{where}: {member.filename}", member.file_size, member.compress_size)
-        members.add(member.filename, lambda member=member: archive.open(member), member.is_dir(), plain)
+        members.add(member.filename, _zip_opener(archive, member, where), member.is_dir(), plain)
     return members
+
+
+def _zip_opener(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> Opener:
+    def opened() -> BinaryIO:
+        refuse_bomb(f"{where}: {member.filename}", member.file_size, member.compress_size)
+        return archive.open(member)
+
+    return opened
 
 
 def _tar(file: BinaryIO, where: str, stack: ExitStack) -> Members:
     archive = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
     members = Members(where)
     for member in archive:
-        if member.sparse is not None:
-            refuse_bomb(f"{where}: {member.name}", member.size, sum(length for _, length in member.sparse))
         members.add(member.name, lambda member=member: archive.extractfile(member), member.isdir(), member.isfile())
     file.seek(archive.offset)
     if any(mark := file.read(tarfile.BLOCKSIZE)) or not mark:  # tarfile itself would take half a tar for a whole one

@@ -151,7 +151,8 @@ def test_an_archive_that_expands_to_far_more_than_pictures_do_is_refused(suffix,
     path = tmp_path / f"bomb{suffix}"
     if suffix == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("ant/00.png", content)
+            for name in ("ant", "bee", "cat"):
+                archive.writestr(f"{name}/00.png", content)
     else:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -160,6 +161,16 @@ def test_an_archive_that_expands_to_far_more_than_pictures_do_is_refused(suffix,
             archive.addfile(member, io.BytesIO(content))
         path.write_bytes((gzip if suffix == ".tar.gz" else bz2).compress(buffer.getvalue()))
     assert "expands to more than 200 times" in refused("--dataset", "birds", "--raw", path)
+
+
+def test_a_member_that_is_not_read_may_expand_to_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "LARGE", 1 << 20)
+    raw = class_folders(tmp_path / "raw", COUNTS)
+    with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(raw.rglob("*.png")):
+            archive.write(path, path.relative_to(raw))
+        archive.writestr("log.txt", bytes(3 << 20))
+    built("birds", tmp_path / "set.zip", tmp_path / "data", "--size", "8")
 
 
 def test_a_damaged_archive_within_another_is_named_by_its_whole_path(tmp_path, refused):
