@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from common.shards import SPLITS, Split, UsageError
 from data_prep import lists, picture_table, splits
-from data_prep.files import RawFiles, a_few, is_picture, kinds_of
+from data_prep.files import RawFiles, a_few, kinds_of
 from data_prep.output import write
 from data_prep.pictures import Pictures, range_of, squared
 
@@ -231,4 +231,6 @@ def _say_how_it_was_drawn(files: RawFiles, chosen: dict[str, list[str]]) -> None
 
 def _may_be_a_list(name: str) -> bool:
     path = PurePosixPath(name)
-    return not is_picture(name) and bool(splits.meaning(path.stem) or re.fullmatch("splits?", path.stem.lower()))
+    if path.suffix.lower() not in (*lists.SUFFIXES, ".yaml", ".yml", ".xml", ".mat", ".pkl", ".pickle"):
+        return False
+    return bool(splits.meaning(path.stem) or re.fullmatch("splits?", path.stem.lower()))

@@ -10,47 +10,11 @@ from pathlib import Path, PurePosixPath
 
 from common.shards import SPLITS, UsageError
 from data_prep import splits, tables
+from data_prep.entries import Classes, Entry, Lists
 from data_prep.files import RawFiles, a_few, is_picture, open_files
 
 SUFFIXES = (*tables.SUFFIXES, ".lst", ".list", ".names", ".json")
-Entry = tuple[str, ...]  # a class or a picture, and what else it may be called
-Lists = dict[str, list[Entry]]  # split -> entries
 EXPECTED = "train.txt, val.txt and test.txt with the name of a class on each line, or one file of lines name,split"
-
-
-class Damaged(UsageError):
-    """A file that may be a class list, for all one can tell."""
-
-
-class Classes:
-    """Finds the class that an entry of a list means; `pictures`: class name -> the names of its pictures."""
-
-    def __init__(self, pictures: dict[str, list[str]]):
-        self.named: dict[str, list[str]] = {}
-        self.class_of = {}
-        for name, of_class in pictures.items():
-            parts = splits.same(name).split("/")
-            for start in range(len(parts)):
-                self.named.setdefault("/".join(parts[start:]), []).append(name)
-            self.class_of |= dict.fromkeys(of_class, name)
-        self.index = tables.Index(self.class_of)
-
-    def find(self, entry: Entry) -> list[str]:
-        """The classes that it may mean: none where it means none, several where it isn't clear."""
-        return next((meant for text in entry if (meant := self._find(text))), [])
-
-    def are_in(self, lists: Lists) -> bool:
-        """Whether lists are about these classes at all."""
-        return any(self.find(entry) for entries in lists.values() for entry in entries)
-
-    def _find(self, entry: str) -> list[str]:
-        plain = splits.same(entry.strip().strip("\"'").replace("\\", "/").strip("/"))
-        if plain in self.named:
-            exact = [name for name in self.named[plain] if splits.same(name) == plain]
-            return exact or self.named[plain]
-        if is_picture(plain):
-            return sorted({self.class_of[name] for name in self.index.find(entry)})
-        return []
 
 
 def given(path: Path, pictures: dict[str, list[str]], files: RawFiles) -> dict[str, list[str]]:
@@ -65,7 +29,8 @@ def given(path: Path, pictures: dict[str, list[str]], files: RawFiles) -> dict[s
                 raise
     if not groups:
         with open_files([path.parent if path.is_file() else path]) as listing:
-            groups = _groups(listing, beside=False) or _single_files(listing, Classes(pictures))
+            groups = {shown: _lists(listing, names) for shown, names in _trios(listing).items()}
+            groups = groups or _single_files(listing, Classes(pictures))
     if not groups:
         raise UsageError(f"{where}: no class list, expected {EXPECTED}")
     return _chosen_of(groups, pictures, files, where)
@@ -74,16 +39,28 @@ def given(path: Path, pictures: dict[str, list[str]], files: RawFiles) -> dict[s
 def found(files: RawFiles, pictures: dict[str, list[str]]) -> dict[str, list[str]] | None:
     """The classes of each split as lists beside the pictures say; None where there are none.
 
-    Raises UsageError where lists disagree, or name classes that aren't there.
+    Raises UsageError where lists disagree, can't be read, or name classes that aren't there.
     """
     classes = Classes(pictures)
-    groups = {}
-    for where, lists in _groups(files, beside=True).items():
+    groups, odd = {}, []
+    for shown, names in _trios(files).items():
+        try:
+            lists = _lists(files, names)
+        except UsageError as error:
+            odd.append(str(error))
+            continue
         if classes.are_in(lists):
-            groups[where] = lists
+            groups[shown] = lists
         else:
-            files.said.append(f"{where} name none of the classes, and are passed over")
+            entry = next((entry[0] for entries in lists.values() for entry in entries), "nothing")
+            odd.append(f"{shown} name none of the classes, but {entry[:60]!r}")
     groups = groups or _single_files(files, classes)
+    if odd and not groups:
+        raise UsageError(
+            f"{odd[0]}; if they are class lists, correct them; otherwise take them out, or draw the classes with "
+            f"--split {splits.SHARES}"
+        )
+    files.said += [f"passed over: {text}" for text in odd]
     if not groups:
         return None
     files.said.append(f"the split is that of {next(iter(groups))}")
@@ -131,28 +108,20 @@ def _resolved(lists: Lists, classes: Classes, where: str) -> dict[str, list[str]
     return chosen
 
 
-def _groups(files: RawFiles, beside: bool) -> dict[str, Lists]:
-    """Three files of one folder and suffix that mean train, val and test, by their names.
-
-    beside: they lie beside pictures, and may be about something else, which is said. Otherwise that raises UsageError.
-    """
+def _trios(files: RawFiles) -> dict[str, dict[str, str]]:
+    """Three files of one folder and suffix that mean train, val and test, by their names."""
     places: dict[tuple, dict[str, str]] = {}
     for name in files:
         path = PurePosixPath(name)
         if path.suffix.lower() in SUFFIXES and (meant := splits.meaning(path.stem)):
             split = "test" if meant[0] == "evaluation" else meant[0]
             places.setdefault((path.parent, path.suffix.lower(), meant[1]), {}).setdefault(split, name)
-    groups = {}
-    for by_split in places.values():
-        if set(by_split) == set(SPLITS):
-            shown = ", ".join(by_split[split] for split in SPLITS)
-            try:
-                groups[shown] = {s: _entries(files.read(by_split[s]), by_split[s]) for s in SPLITS}
-            except UsageError as error:
-                if not beside or isinstance(error, Damaged):
-                    raise
-                files.said.append(f"{shown} are no class lists ({error}), and are passed over")
-    return groups
+    trios = [by_split for by_split in places.values() if set(by_split) == set(SPLITS)]
+    return {", ".join(by_split[s] for s in SPLITS): by_split for by_split in trios}
+
+
+def _lists(files: RawFiles, names: dict[str, str]) -> Lists:
+    return {s: _entries(files.read(names[s]), names[s]) for s in SPLITS}
 
 
 def _single_files(files: RawFiles, classes: Classes) -> dict[str, Lists]:
@@ -186,6 +155,8 @@ def _entries(data: bytes, where: str) -> list[Entry]:
         rows = rows[1:]
     else:
         label = 0 if picture is None else picture
+    if len(rows) == 1 and picture is None and not any(cell.isdigit() for cell in rows[0]):  # all in one line
+        return [(cell,) for cell in rows[0] if cell]
     columns = [label] if picture in (None, label) else [label, picture]
     entries = [tuple(row[c] for c in columns if c < len(row)) for row in rows]
     return [entry for entry in dict.fromkeys(entries) if entry]
@@ -195,7 +166,7 @@ def _json(data: bytes, where: str):
     try:
         return json.loads(tables.text_of(data))
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{where}: no whole json file ({error}); get another copy, or take it out") from None
+        raise UsageError(f"{where}: no whole json file ({error}); get another copy") from None
 
 
 def _json_entries(content, where: str) -> list[Entry]:

@@ -82,16 +82,16 @@ def csv_files(folder: Path, rng: random.Random) -> tuple[list[str], list[Path]]:
 
 
 def class_lists(folder: Path, rng: random.Random) -> tuple[list[str], list[Path]]:
-    """Class folders with lists of the classes of each split."""
+    """Class folders with lists of the classes of each split, in json, or as text below a long comment."""
+    is_json = rng.random() < 0.5
     files = []
-    for c, split in enumerate(("train", "train", "val", "test")):
-        (folder / "data" / f"class{c}").mkdir(parents=True)
-        for i in range(IMAGES):
-            (folder / "data" / f"class{c}" / f"{i}.png").write_bytes(encoded(rng))
-        file = folder / f"{split}.json"
-        names = json.loads(file.read_text()) if file.exists() else []
-        file.write_text(json.dumps([*names, f"class{c}"]))
-        files.append(file)
+    for split, names in {"train": ["class0", "class1"], "val": ["class2"], "test": ["class3"]}.items():
+        for name in names:
+            (folder / "data" / name).mkdir(parents=True)
+            for i in range(IMAGES):
+                (folder / "data" / name / f"{i}.png").write_bytes(encoded(rng))
+        files.append(folder / f"{split}.{'json' if is_json else 'txt'}")
+        files[-1].write_text(json.dumps(names) if is_json else "\n".join([f"# {'a comment ' * 9}", *names]))
     return ["--dataset", "x", "--size", str(SIDE)], files
 
 

@@ -232,10 +232,38 @@ def test_classes_that_no_list_names_are_left_out_and_said(four_classes, tmp_path
     assert "1 classes that no list names are left out: eel" in capsys.readouterr().out
 
 
-def test_lists_of_something_else_are_passed_over_and_said(four_classes, tmp_path, capsys):
+def test_lists_that_name_no_class_are_refused_unless_classes_are_to_be_drawn(four_classes, tmp_path, refused):
     listed(four_classes, "txt", classes={"train": ("one",), "val": ("two",), "test": ("three",)})
-    built("birds", four_classes, tmp_path / "data")
-    assert "name none of the classes" in capsys.readouterr().out
+    line = refused("--dataset", "birds", "--raw", four_classes)
+    assert "train.txt, val.txt, test.txt name none of the classes, but 'one'" in line
+    given = ["--split", "0.5,0.25,0.25"]
+    assert given[1] not in line and f"--split {splits.SHARES}" in line
+    found = classes_of(built("birds", four_classes, tmp_path / "data", *given))
+    assert sorted(sum(found.values(), [])) == sorted(sum(CLASSES.values(), ()))
+
+
+def test_lists_of_something_else_beside_class_lists_are_passed_over_and_said(four_classes, tmp_path, capsys):
+    listed(four_classes / "splits", "txt")
+    for split in CLASSES:
+        (four_classes / f"{split}.json").write_text('[{"width": 3}]')
+    assert classes_of(built("birds", four_classes, tmp_path / "data")) == {s: list(CLASSES[s]) for s in CLASSES}
+    assert "passed over: train.json: holds dict" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line", ["{name} 3", "7 {name}", "data/{name}", "{split}/{name}", "{name}/00.png 3", "{name}\t3", '"{name}"']
+)
+def test_an_entry_may_have_a_label_or_a_path_of_its_own(line, four_classes, tmp_path):
+    for split, names in CLASSES.items():
+        text = "\n".join(line.format(name=name, split=split) for name in names)
+        (four_classes / f"{split}.txt").write_text(text)
+    assert classes_of(built("birds", four_classes, tmp_path / "data")) == {s: list(CLASSES[s]) for s in CLASSES}
+
+
+def test_all_classes_of_a_split_may_stand_in_one_line(four_classes, tmp_path):
+    for split, names in CLASSES.items():
+        (four_classes / f"{split}.txt").write_text(", ".join(names))
+    assert classes_of(built("birds", four_classes, tmp_path / "data")) == {s: list(CLASSES[s]) for s in CLASSES}
 
 
 def test_a_class_list_tells_apart_classes_of_one_name_and_joins_the_parts_of_a_split_by_image(tmp_path):
