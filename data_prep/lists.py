@@ -29,7 +29,7 @@ def given(path: Path, pictures: dict[str, list[str]], files: RawFiles) -> dict[s
                 raise
     if not groups:
         with open_files([path.parent if path.is_file() else path]) as listing:
-            groups = {shown: _lists(listing, names) for shown, names in _trios(listing).items()}
+            groups = {shown: _lists(listing, names) for shown, names in _named_after_splits(listing).items()}
             groups = groups or _single_files(listing, Classes(pictures))
     if not groups:
         raise UsageError(f"{where}: no class list, expected {EXPECTED}")
@@ -43,13 +43,16 @@ def found(files: RawFiles, pictures: dict[str, list[str]]) -> dict[str, list[str
     """
     classes = Classes(pictures)
     groups, odd = {}, []
-    for shown, names in _trios(files).items():
+    for shown, names in _named_after_splits(files).items():
+        whole = len(names) == len(SPLITS)
         try:
             lists = _lists(files, names)
         except UsageError as error:
-            odd.append(str(error))
+            odd += [str(error)] * whole
             continue
-        if classes.are_in(lists):
+        if not whole:
+            _refuse_a_list_too_few(files, shown, lists, classes)
+        elif classes.are_in(lists):
             groups[shown] = lists
         else:
             entry = next((entry[0] for entries in lists.values() for entry in entries), "nothing")
@@ -67,6 +70,19 @@ def found(files: RawFiles, pictures: dict[str, list[str]]) -> dict[str, list[str
     return _chosen_of(groups, pictures, files, f"--raw {files.shown}")
 
 
+def _refuse_a_list_too_few(files: RawFiles, shown: str, lists: Lists, classes: Classes) -> None:
+    """Raise UsageError where two lists share out the classes; as two lists of pictures of all classes they say none."""
+    named = [{name for entry in entries for name in classes.find(entry)} for entries in lists.values() if entries]
+    if len(named) == 2 and all(named) and named[0].isdisjoint(named[1]):
+        missing = next(split for split in SPLITS if not lists[split])
+        raise UsageError(
+            f"--raw {files.shown}: {shown} list classes, but there is no list for {missing}; add it, or draw the "
+            f"classes with --split {splits.SHARES}"
+        )
+    if any(named):
+        files.said.append(f"{shown} share out pictures, not classes, and are passed over")
+
+
 def _chosen_of(
     groups: dict[str, Lists], pictures: dict[str, list[str]], files: RawFiles, where: str
 ) -> dict[str, list[str]]:
@@ -79,7 +95,7 @@ def _chosen_of(
             f"{where}: class lists that differ, {first} and {others[0]}; say which one, as in --split "
             f"{shlex.quote(str(PurePosixPath(first.split(',')[0]).parent))}"
         )
-    splits.refuse_shared(chosen[first], files.shown, "list each class once")
+    splits.refuse_shared(chosen[first], files.shown, f"list each class once, or draw them: --split {splits.SHARES}")
     listed = {name for names in chosen[first].values() for name in names}
     left = [name for name in pictures if name not in listed]
     if left:
@@ -108,20 +124,20 @@ def _resolved(lists: Lists, classes: Classes, where: str) -> dict[str, list[str]
     return chosen
 
 
-def _trios(files: RawFiles) -> dict[str, dict[str, str]]:
-    """Three files of one folder and suffix that mean train, val and test, by their names."""
+def _named_after_splits(files: RawFiles) -> dict[str, dict[str, str]]:
+    """Two or three files of one folder and suffix whose names mean train, val and test, as they are shown."""
     places: dict[tuple, dict[str, str]] = {}
     for name in files:
         path = PurePosixPath(name)
         if path.suffix.lower() in SUFFIXES and (meant := splits.meaning(path.stem)):
             split = "test" if meant[0] == "evaluation" else meant[0]
             places.setdefault((path.parent, path.suffix.lower(), meant[1]), {}).setdefault(split, name)
-    trios = [by_split for by_split in places.values() if set(by_split) == set(SPLITS)]
-    return {", ".join(by_split[s] for s in SPLITS): by_split for by_split in trios}
+    several = [by_split for by_split in places.values() if len(by_split) > 1]
+    return {", ".join(by_split[s] for s in SPLITS if s in by_split): by_split for by_split in several}
 
 
 def _lists(files: RawFiles, names: dict[str, str]) -> Lists:
-    return {s: _entries(files.read(names[s]), names[s]) for s in SPLITS}
+    return {s: _entries(files.read(names[s]), names[s]) if s in names else [] for s in SPLITS}
 
 
 def _single_files(files: RawFiles, classes: Classes) -> dict[str, Lists]:

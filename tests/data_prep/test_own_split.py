@@ -250,6 +250,20 @@ def test_lists_of_something_else_beside_class_lists_are_passed_over_and_said(fou
     assert "passed over: train.json: holds dict" in capsys.readouterr().out
 
 
+def test_two_lists_of_classes_lack_the_third_and_two_of_pictures_say_no_split(four_classes, tmp_path, refused, capsys):
+    """As those of Food-101, whose train and test share all classes."""
+    (four_classes / "train.txt").write_text("ant\nbee\ncat")
+    (four_classes / "test.txt").write_text("dog")
+    assert "train.txt, test.txt list classes, but there is no list for val" in refused(
+        "--dataset", "x", "--raw", four_classes
+    )
+    for split, number in (("train", 0), ("test", 1)):
+        pictures = [f"{name}/{number:02d}" for names in CLASSES.values() for name in names]
+        (four_classes / f"{split}.txt").write_text("\n".join(f"{picture}.png" for picture in pictures))
+    built("x", four_classes, tmp_path / "data")
+    assert "train.txt, test.txt share out pictures, not classes" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "line", ["{name} 3", "7 {name}", "data/{name}", "{split}/{name}", "{name}/00.png 3", "{name}\t3", '"{name}"']
 )
