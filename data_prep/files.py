@@ -19,7 +19,8 @@ PICTURE_SUFFIXES = (
 PICKLE_SUFFIXES = (".pkl", ".pickle")
 HDF5_SUFFIXES = (".h5", ".hdf5")
 ARRAY_SUFFIXES = (*PICKLE_SUFFIXES, *HDF5_SUFFIXES, ".npz")
-LARGEST_TEXT = 2**28  # bytes of a picture, a table or a list; arrays may be larger
+LARGEST_PICTURE = 2**28  # bytes; arrays may be larger
+LARGEST_TABLE = 2**25  # as its cells take more memory than they have letters
 FEW_PICTURES = 10  # which may lie beside arrays
 NESTED = 4  # how deep archives may lie in archives
 MOST_ARCHIVES = 2000  # at each depth; ILSVRC has a thousand
@@ -66,12 +67,14 @@ class RawFiles:
             ) from None
 
     def read(self, name: str) -> bytes:
-        """The content of a picture, table or list. Raises UsageError where that can't be read or is too large."""
+        """The content of a picture. Raises UsageError where that can't be read or is too large."""
         with self.open(name) as file:
-            data = file.read(LARGEST_TEXT + 1)
-        if len(data) > LARGEST_TEXT:
-            raise UsageError(f"{name}: more than {LARGEST_TEXT >> 20} MiB, expected a picture or a list; take it out")
-        return data
+            return _no_more_than(LARGEST_PICTURE, file, name)
+
+    def table(self, name: str) -> bytes:
+        """The content of a table or list. Raises UsageError where that can't be read or is too large."""
+        with self.open(name) as file:
+            return _no_more_than(LARGEST_TABLE, file, name)
 
     def passed_over(self) -> str:
         """What was not opened, for the summary line: how many files with which suffixes, and folders without any."""
@@ -122,6 +125,19 @@ def open_files(paths: list[Path], always: tuple[str, ...] = (), arrays: bool = T
                     joined.add_file(prefix + name, opener)
             joined.folders += [prefix + name for name in members.folders if not _hidden(name)]
         yield RawFiles(joined.where, joined.files, hidden, joined.folders)
+
+
+def table_of(path: Path) -> bytes:
+    """The content of a table or list that was given by hand. Raises UsageError where it is too large."""
+    with open(path, "rb") as file:
+        return _no_more_than(LARGEST_TABLE, file, str(path))
+
+
+def _no_more_than(most: int, file: BinaryIO, name: str) -> bytes:
+    data = file.read(most + 1)
+    if len(data) > most:
+        raise UsageError(f"{name}: more than {most >> 20} MiB, expected a picture, a table or a list; take it out")
+    return data
 
 
 def kinds_of(names: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from common.shards import SPLITS, UsageError
 from data_prep import splits, tables
 from data_prep.entries import Classes, Entry, Lists
-from data_prep.files import RawFiles, a_few, is_picture, open_files
+from data_prep.files import RawFiles, a_few, is_picture, open_files, table_of
 
 SUFFIXES = (*tables.SUFFIXES, ".lst", ".list", ".names", ".json")
 EXPECTED = "train.txt, val.txt and test.txt with the name of a class on each line, or one file of lines name,split"
@@ -23,7 +23,7 @@ def given(path: Path, pictures: dict[str, list[str]], files: RawFiles) -> dict[s
     groups = {}
     if path.is_file():
         try:
-            groups = {where: _one_file(path.read_bytes(), where)}
+            groups = {where: _one_file(table_of(path), where)}
         except UsageError:
             if not splits.meaning(path.stem):  # not one of three
                 raise
@@ -137,7 +137,7 @@ def _named_after_splits(files: RawFiles) -> dict[str, dict[str, str]]:
 
 
 def _lists(files: RawFiles, names: dict[str, str]) -> Lists:
-    return {s: _entries(files.read(names[s]), names[s]) if s in names else [] for s in SPLITS}
+    return {s: _entries(files.table(names[s]), names[s]) if s in names else [] for s in SPLITS}
 
 
 def _single_files(files: RawFiles, classes: Classes) -> dict[str, Lists]:
@@ -147,7 +147,7 @@ def _single_files(files: RawFiles, classes: Classes) -> dict[str, Lists]:
         if name in files.used:
             continue
         try:
-            lists = _one_file(files.read(name), name)
+            lists = _one_file(files.table(name), name)
         except UsageError:  # it is about something else
             lists = {}
         if classes.are_in(lists):

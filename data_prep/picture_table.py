@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from common.shards import UsageError
 from data_prep import splits, tables
-from data_prep.files import RawFiles, a_few
+from data_prep.files import RawFiles, a_few, table_of
 
 # Folders that say what kind of pictures they hold, not of what.
 KINDS = """
@@ -36,7 +36,7 @@ def find(files: RawFiles) -> Found | None:
     found = {}
     for name in tables.among(files, tables.SUFFIXES):
         try:
-            rows = tables.rows_of(files.read(name), name)
+            rows = tables.rows_of(files.table(name), name)
         except UsageError:  # it is about something else
             rows = []
         if tables.file_column(rows, index) is not None:
@@ -53,9 +53,9 @@ def find(files: RawFiles) -> Found | None:
 def read(files: RawFiles, table: Path) -> Found:
     """The classes by `table`, a file by itself or among `files`. Raises UsageError."""
     if table.is_file():
-        data = table.read_bytes()
+        data = table_of(table)
     elif table.as_posix() in files:
-        data = files.read(table.as_posix())
+        data = files.table(table.as_posix())
     else:
         raise UsageError(f"--table {table}: no such file; check the path")
     return _classes(files, {str(table): tables.rows_of(data, str(table))}, tables.Index(files.pictures()))

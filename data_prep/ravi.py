@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from common.shards import SPLITS, UsageError
 from data_prep import splits, tables
-from data_prep.files import RawFiles, a_few
+from data_prep.files import RawFiles, a_few, table_of
 
 WNID = re.compile(r"n\d{8}")
 ILSVRC = re.compile(r"(n\d{8})_(\d+)\.jpe?g", re.IGNORECASE)  # n01532829_10026.JPEG, the number not padded
@@ -45,7 +45,7 @@ def _tables(files: RawFiles, csv_folder: Path | None) -> list[tuple[str, str]]:
         )
     rows = []
     for name in dict.fromkeys(found[s] for s in SPLITS):
-        data = Path(name).read_bytes() if csv_folder else files.read(name)
+        data = table_of(Path(name)) if csv_folder else files.table(name)
         rows += _table(tables.rows_of(data, name), name)
     if twice := [file for file, count in Counter(file for file, _ in rows).items() if count > 1]:
         raise UsageError(f"{where}: {len(twice)} images listed twice: {a_few(twice)}; get Ravi's csv files")

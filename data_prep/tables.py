@@ -48,11 +48,15 @@ def rows_of(data: bytes, where: str) -> list[list[str]]:
     delimiter = max(",;\t|", key=first.count)
     if delimiter not in first and is_picture(first.split(" ")[0]):  # images/0.jpg 3
         delimiter = " "
+    rows = []
     try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=delimiter)]
+        for row in csv.reader(io.StringIO(text), delimiter=delimiter):
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                rows.append(cells)
     except csv.Error as error:
         raise UsageError(f"{where}: {error}, expected filename,label or another table; get another copy") from None
-    return [row for row in rows if any(row)]
+    return rows
 
 
 def header_of(row: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image
 
+from data_prep import files
 from tests.data_prep.helpers import built, splits_of
 
 ROWS = [(f"{c}{i}", c, f"p{i}.jpg") for i, c in enumerate(("ant", "bee", "cat", "ant", "dog", "bee", "cat", "dog"))]
@@ -120,6 +121,16 @@ def test_a_cell_that_means_two_pictures_that_differ_is_refused(flat, tmp_path, r
     for _, _, file in ROWS:
         text = text.replace(file, f"images/{file}")
     table.write_text(text)
+    assert greys(built("x", flat, tmp_path / "data", "--size", "8")) == EXPECTED
+
+
+def test_a_table_too_large_to_be_one_is_refused_or_passed_over(flat, tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST_TABLE", 1000)
+    (tmp_path / "table.csv").write_text("," * 2000)
+    line = refused("--dataset", "x", "--raw", flat, "--table", tmp_path / "table.csv")
+    assert "table.csv: more than" in line
+    write(flat, "Meta-Album")
+    (flat / "annotations.txt").write_text("," * 2000)
     assert greys(built("x", flat, tmp_path / "data", "--size", "8")) == EXPECTED
 
 
