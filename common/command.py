@@ -73,7 +73,7 @@ def parse(config_type: type, settings: dict[str, dict]):
         given = _options_of(argv)
         if "--minutes" in given and "--steps" not in given:
             default = dataclasses.replace(default, steps=None)
-    config = _with_home(_command_line(config_type, default, argv))
+    config = _command_line(config_type, default, argv)
     if origin:
         may_differ = "at_resume" if config.resume else "at_test"
         for field in dataclasses.fields(config):
@@ -135,7 +135,7 @@ def read(options: type, description: str, **how):
     refused = io.StringIO()
     try:
         with contextlib.redirect_stderr(refused):
-            return tyro.cli(options, description=description, **how)
+            return _with_home(tyro.cli(options, description=description, **how))
     except SystemExit as stop:
         if not stop.code:  # --help
             raise

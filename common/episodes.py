@@ -106,9 +106,10 @@ class EpisodeLoader:
         if self.most_shots + queries > smallest:
             name = self.class_names[int(counts.argmin())]
             most = f" (up to {self.most_shots} with --unequal-shots)" if unequal else ""
+            short = (counts < self.most_shots + queries).sum()
             raise UsageError(
                 f"{named[1]} {shots}{most} and {named[2]} {queries}: class {name} of {self.path.parent.name} {n} "
-                f"has {smallest} images, and {(counts < self.most_shots + queries).sum()} of {len(counts)} classes have too few; "
+                f"has {smallest} images, and {short} of {len(counts)} classes have too few; "
                 "ask for no more together, or, of a set of your own, leave such classes out: "
                 f"{build_command(self.path.parent)} --least-images {self.most_shots + queries}"
             )
