@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 import imaml
+from benchmarks import implicit
 from common.conv4 import BatchNorm
 from imaml import Config, adapt, implicit_gradient
 from tests.gradients import a_model, an_episode, assert_gradients_are_those_of_the_loss, gradients_of, hessian
@@ -81,6 +82,18 @@ def test_meta_gradient_equals_the_dense_solution_and_finite_differences(data_dir
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
     assert (gradient - v).norm() > 0.01 * v.norm()  # so that forgetting the Hessian would be seen
     assert_gradients_are_those_of_the_loss(imaml, model, episode, config, rtol=1e-4)
+
+
+def test_the_implicit_gradient_is_the_one_through_steps_that_settle_and_not_through_steps_that_dont(data_dir):
+    model, episode, *_ = a_task(data_dir, Config(**TIGHT))
+    cosines = {}
+    for steps in (100, 2):
+        config = Config(**{**TIGHT, "inner_steps": steps, "inner_rate": 0.1})
+        phi = adapt(model, episode.x_support, episode.y_support, steps, config)
+        v = imaml.flat(torch.autograd.grad(implicit.query_loss(model, phi, episode), tuple(phi.values())))
+        u = implicit_gradient(model, phi, episode.x_support, episode.y_support, v, config).value
+        cosines[steps] = F.cosine_similarity(u, implicit.through_the_steps(model, episode, config))
+    assert (cosines[100] > 1 - 1e-6).all() and (cosines[2] < 1 - 1e-4).all()
 
 
 @pytest.mark.parametrize("growing", ("inner_steps", "cg_steps"))
