@@ -37,8 +37,8 @@ class Config(Options):
     """k, the number of gradient steps on a training task."""
     test_inner_steps: int = option(8, least=0, at_test=True)
     """The number of gradient steps on a task in validation and test."""
-    inner_rate: float = option(0.06, above=0)
-    """alpha, the learning rate of the gradient steps. They settle below 2 / (strength + largest eigenvalue of H)."""
+    inner_rate: float = option(0.05, above=0)
+    """alpha, the learning rate of the gradient steps, until one of a task's is too long for the curvature it meets."""
     strength: float = option(0.5, above=0)
     """lambda, the weight of the proximal term."""
     cg_steps: int = option(3, least=1)
@@ -53,17 +53,11 @@ class Config(Options):
 
 # What serves a data set best, where it isn't the default; "other" is for a set of your own.
 SETTINGS = {
-    "glyphs": dict(steps=400, tasks=8, train_queries=5, keep_border=True),
-    "omniglot": dict(steps=2800, tasks=8, train_queries=5, keep_border=True),
-    "miniimagenet": dict(
-        steps=3200, tasks=4, train_queries=5, inner_steps=16, test_inner_steps=16, inner_rate=0.05, cg_steps=5,
-        width=32, learning_rate=1e-3, flip=True, eval_every=250,
-    ),
-    "other": dict(
-        steps=1600, tasks=4, train_queries=5, inner_steps=16, test_inner_steps=16, inner_rate=0.05, cg_steps=5,
-        width=32, learning_rate=1e-3, flip=True,
-    ),
-}  # fmt: skip
+    "glyphs": dict(steps=400, tasks=8, train_queries=5, keep_border=True, clip=1.0),
+    "omniglot": dict(steps=2800, tasks=8, train_queries=5, keep_border=True, clip=1.0),
+    "miniimagenet": dict(steps=3200, tasks=4, train_queries=5, width=32, learning_rate=1e-3, flip=True, eval_every=250),
+    "other": dict(steps=1600, tasks=4, train_queries=5, width=32, learning_rate=1e-3, flip=True),
+}
 
 
 class Model(nn.Module):
@@ -89,43 +83,49 @@ def support_loss(model: Model, phi: dict[str, Tensor], x: Tensor, y: Tensor) -> 
 def adapt(model: Model, x: Tensor, y: Tensor, steps: int, config: Config, norms: list | None = None) -> dict:
     """phi of T tasks after so many steps, by name, (T, ...) each, from support images (T, S, C, H, W), labels (T, S).
 
-    Its tensors are leaves without a graph. Batch norm has the statistics of a task's support set. `norms` receives
-    that of Eq 4's gradient, (T,), before every step.
+    phi has no graph. Batch norm has the support set's statistics. `norms` gets that of Eq 4's gradient, (T,), a step.
     """
     phi = {name: p.detach().expand(len(x), *p.shape).clone().requires_grad_() for name, p in model.named_parameters()}
+    theta = flat(p.detach()[None] for p in model.parameters())  # (1, n)
+    rate, before = x.new_full((len(x), 1), config.inner_rate), None
     for _ in range(steps):
-        gradients = torch.autograd.grad(support_loss(model, phi, x, y), tuple(phi.values()))
+        gradient = flat(torch.autograd.grad(support_loss(model, phi, x, y), phi.values()))
         with torch.no_grad():
-            gradients = inner_gradients(model, phi, gradients, config)
-            if norms is not None:
-                norms.append(flat(gradients).norm(dim=1))
-            for p, g in zip(phi.values(), gradients):
-                p -= config.inner_rate * g
+            gradient += config.strength * (flat(phi.values()) - theta)  # Eq 4's
+            rate = rate if before is None else step_size(rate, gradient, before)
+            for p, move in zip(phi.values(), (rate * gradient).split([p[0].numel() for p in phi.values()], 1)):
+                p -= move.view_as(p)
+        before = gradient
+        if norms is not None:
+            norms.append(gradient.norm(dim=1))
     return phi
 
 
-def inner_gradients(model: Model, phi: dict[str, Tensor], gradients: Iterable[Tensor], config: Config) -> list[Tensor]:
-    """Eq 4's gradient, from those of the support loss."""
-    return [g + config.strength * (p - theta) for p, theta, g in zip(phi.values(), model.parameters(), gradients)]
+def step_size(rate: Tensor, gradient: Tensor, before: Tensor) -> Tensor:
+    """The rates (T, 1) of tasks, but where the last step made Eq 4's gradient (T, n) longer, it was too long for the
+    curvature that it met: from then on at most Barzilai & Borwein's (1988) rate, one over that."""
+    change = before - gradient
+    fitting = rate * (before * change).sum(1, keepdim=True) / change.square().sum(1, keepdim=True)
+    grew = gradient.norm(dim=1, keepdim=True) > before.norm(dim=1, keepdim=True)
+    return torch.where(grew & (fitting > 0), torch.minimum(rate, fitting), rate)
 
 
 def implicit_gradient(model: Model, phi: dict, x: Tensor, y: Tensor, v: Tensor, config: Config) -> Solution:
     """u of (I + H / strength) u = v (Eq 5), with H the Hessian of a task's support loss at phi.   v, value: (T, n)
 
-    Where the support loss curves nowhere downwards u isn't longer than v. Inner steps that haven't settled may leave
-    I + H / strength indefinite: Steihaug's rule keeps what conjugate gradient has until then, within |v|. A direction
-    of no positive curvature met at once leaves v, the first-order gradient. `at_edge` says of which tasks that is so,
-    and inner_gradient, (T,), is the norm of Eq 4's gradient at phi.
+    Where the support loss curves nowhere downwards, |u| <= |v|. Else I + H / strength may be indefinite; Steihaug's
+    rule keeps what conjugate gradient has until it meets that, within |v|: v itself, the first-order gradient, if that
+    is at once. `at_edge` says of which tasks; inner_gradient, (T,), is the norm of Eq 4's gradient at phi.
     """
-    gradients = torch.autograd.grad(support_loss(model, phi, x, y), tuple(phi.values()), create_graph=True)
-    gradient = flat(gradients)  # (T, n)
+    gradient = flat(torch.autograd.grad(support_loss(model, phi, x, y), phi.values(), create_graph=True))  # (T, n)
 
     def matvec(p: Tensor) -> Tensor:
         return p + flat(torch.autograd.grad(gradient, tuple(phi.values()), p, retain_graph=True)) / config.strength
 
     radius = (1 + 1e-4) * v.norm(dim=1)  # with what rounding may add where H is next to 0
     solution = cg(matvec, v, tolerance=config.tolerance, iterations=config.cg_steps, radius=radius)
-    solution.more["inner_gradient"] = flat(inner_gradients(model, phi, gradients, config)).detach().norm(dim=1)
+    pull = config.strength * (flat(phi.values()) - flat(p[None] for p in model.parameters()))
+    solution.more["inner_gradient"] = (gradient + pull).detach().norm(dim=1)
     return solution
 
 
@@ -137,8 +137,7 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tensor]:
     """Add the meta-gradient of the tasks' mean query loss to .grad; return loss, accuracy and CG's statistics.
 
-    A task's query batch is normalised by its own statistics. Tasks are groups of each convolution, faster than a loop
-    over tasks; memory grows with them: --batches of as many has one in it at a time.
+    A task's query batch is normalised by its own statistics. Memory grows with the tasks, unless there are --batches.
     """
     x, y = episode.x_support, episode.y_support
     phi = adapt(model, x, y, config.inner_steps, config, norms := [])

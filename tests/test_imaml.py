@@ -87,13 +87,13 @@ def test_meta_gradient_equals_the_dense_solution_and_finite_differences(data_dir
 def test_the_implicit_gradient_is_the_one_through_steps_that_settle_and_not_through_steps_that_dont(data_dir):
     model, episode, *_ = a_task(data_dir, Config(**TIGHT))
     cosines = {}
-    for steps in (100, 2):
+    for steps in (100, 1):
         config = Config(**{**TIGHT, "inner_steps": steps, "inner_rate": 0.1})
         phi = adapt(model, episode.x_support, episode.y_support, steps, config)
         v = imaml.flat(torch.autograd.grad(implicit.query_loss(model, phi, episode), tuple(phi.values())))
         u = implicit_gradient(model, phi, episode.x_support, episode.y_support, v, config).value
         cosines[steps] = F.cosine_similarity(u, implicit.through_the_steps(model, episode, config))
-    assert (cosines[100] > 1 - 1e-6).all() and (cosines[2] < 1 - 1e-4).all()
+    assert (cosines[100] > 1 - 1e-6).all() and (cosines[1] < 1 - 1e-4).all()
 
 
 @pytest.mark.parametrize("growing", ("inner_steps", "cg_steps"))
@@ -110,6 +110,15 @@ def test_error_falls_as_inner_and_cg_steps_grow(data_dir, growing, record_proper
     record_property("table", f"iMAML, relative error of the meta-gradient against {growing.replace('_', ' ')}: {shown}")
     values = list(errors.values())
     assert all(b < a / 2 for a, b in zip(values, values[1:]) if a > 1e-7) and values[0] > 1e-3 and values[-1] < 1e-3
+
+
+def test_a_step_that_makes_the_gradient_longer_is_followed_by_one_that_fits_the_curvature():
+    """On quadratics that curve alike in all directions; where they curve down, the rate stays."""
+    curvature = torch.tensor([[50.0], [4.0], [-3.0], [0.0]])
+    before = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    rate = torch.full((4, 1), 0.2)
+    after = imaml.step_size(rate, before - curvature * rate * before, before)
+    torch.testing.assert_close(after, torch.tensor([[1 / 50], [0.2], [0.2], [0.2]]))
 
 
 def test_no_graph_is_kept_and_the_model_is_left_alone(data_dir):
