@@ -5,7 +5,7 @@ Each file holds
   class_start  int64 (classes + 1), class c owns images[class_start[c]:class_start[c + 1]]
   class_names  one string a class
 and the attributes `source`, `split`, `mean` and `std` (of the training images, a channel, on the scale 0..1), `version`
-(of this format) and `checksum` (SHA-256 of the three arrays).
+(of this format), `checksum` (SHA-256 of the three arrays), and `preparation` and `levels`, which older files lack.
 """
 
 import errno
@@ -50,6 +50,26 @@ def storable(name: str) -> str:
     return name.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
+PREPARATIONS = ("whole", "ink", "centred ink")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a set's images were made of picture files, so that other pictures can be made like them.
+
+    how: "whole", the picture is scaled to the size of the set's images; "ink", likewise, after one on white paper was
+    inverted; "centred ink", the same with the ink alone, in the middle of the image. data_prep/prepare.py does it.
+    levels: of pictures with more than 8 bits a pixel, the value that became black, and the one that became white.
+    """
+
+    how: str = "whole"
+    levels: tuple[float, float] = (0, 65535)
+
+
+# Of sets that were built before it was stored; all others were "whole".
+FORMER = {"glyphs": Preparation("centred ink"), "omniglot": Preparation("ink")}
+
+
 @dataclass
 class Split:
     """The classes of one split: `counts[c]` images of `class_names[c]`, as `images` yields them class by class.
@@ -62,7 +82,10 @@ class Split:
     images: Iterable[np.ndarray]
 
 
-def write_shard(path: Path, split: str, content: Split, source: str, moments: tuple | None = None) -> tuple:
+def write_shard(
+    path: Path, split: str, content: Split, source: str, moments: tuple | None = None,
+    preparation: Preparation = Preparation(),
+) -> tuple:  # fmt: skip
     """Write one file. `moments` are the training images' (mean (C,), std (C,)), computed from these images when None,
     and returned.
 
@@ -108,6 +131,8 @@ def write_shard(path: Path, split: str, content: Split, source: str, moments: tu
             std=moments[1],
             version=VERSION,
             checksum=digest.hexdigest(),
+            preparation=preparation.how,
+            levels=preparation.levels,
         )
     return moments
 
@@ -143,6 +168,23 @@ def read_shard(path: Path) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarra
     if not whole:
         raise UsageError(f"{path} holds images {dtype} {shape}, {len(names)} names: not the format expected; {build}")
     return np.memmap(path, np.uint8, "r", offset, shape), starts.astype(np.int64), names, mean, np.maximum(std, 1e-3)
+
+
+def describe(path: Path) -> dict:
+    """What config.json keeps of a data file, so that pictures can be made like its images where it isn't: their shape
+    (C, H, W), the training images' mean and standard deviation, and the preparation. Raises UsageError."""
+    images, _, _, mean, std = read_shard(path)
+    former = FORMER.get(path.parent.name, Preparation())
+    with opened(path) as file:
+        how, levels = file.attrs.get("preparation", former.how), file.attrs.get("levels", former.levels)
+    levels = np.asarray(levels)
+    if how not in PREPARATIONS or levels.shape != (2,) or levels.dtype.kind not in "iuf" or not levels[0] < levels[1]:
+        raise UsageError(
+            f"{path}: its preparation is {how} with levels {levels}, expected one of {', '.join(PREPARATIONS)}; build "
+            f"it: {build_command(path.parent)}"
+        )
+    moments = {"mean": mean.tolist(), "std": std.tolist()}
+    return {"shape": list(images.shape[1:]), **moments, "preparation": how, "levels": levels.astype(float).tolist()}
 
 
 def opened(path: Path) -> h5py.File:

@@ -5,7 +5,7 @@ import re
 import shlex
 from pathlib import Path, PurePosixPath
 
-from common.shards import SPLITS, Split, UsageError
+from common.shards import SPLITS, Preparation, Split, UsageError
 from data_prep import lists, picture_table, splits
 from data_prep.files import RawFiles, a_few, kinds_of
 from data_prep.output import write
@@ -44,7 +44,7 @@ def write_pictures(
         s: Split(list(chosen[s]), [len(p) for p in chosen[s].values()], map(pictures.block, chosen[s].values()))
         for s in SPLITS
     }
-    folder = write(data_dir, name, content, source)
+    folder = write(data_dir, name, content, source, Preparation("whole", levels))
     files.said += pictures.said()
     return folder
 

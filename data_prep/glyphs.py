@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
-from common.shards import SPLITS, Split
+from common.shards import SPLITS, Preparation, Split
 from data_prep.output import write
 
 SIZE = 28  # pixels a side
@@ -31,6 +31,7 @@ DRAWINGS = 20  # a class, as in Omniglot
 SEED = 0
 CANVAS = 84  # pixels a side where a glyph is warped, before it shrinks to SIZE
 BOX = 40  # pixels of the glyph's longer side on the canvas, before the warp
+LONGER = range(19, 24)  # pixels of a drawing's longer side
 CELLS = 3  # of the warp's mesh, a side
 AFFINE = np.array([0.15, 0.2, 0.1, 0.15, 0.15])[:, None]  # at most: turn (radians), slants, logarithms of the stretches
 ELASTIC = 0.034  # at most: a wave's amplitude, in canvases
@@ -259,7 +260,7 @@ def drawings(character: str, faces: list[str]) -> np.ndarray:
     highest = np.select(filled, [1, 2], 3)
     lowest = np.minimum(lowest, highest)
     level = rng.integers(lowest, np.minimum(lowest + 2, highest) + 1)
-    shifts, longer = rng.integers(-1, 2, (DRAWINGS, 2)).tolist(), rng.integers(19, 24, DRAWINGS)
+    shifts, longer = rng.integers(-1, 2, (DRAWINGS, 2)).tolist(), rng.integers(LONGER.start, LONGER.stop, DRAWINGS)
     result = []
     for i in range(DRAWINGS):
         image = Image.fromarray(levels[level[i]][i])
@@ -283,6 +284,7 @@ def build(data_dir: Path) -> Path:
     }
     for script, (split, *_) in SCRIPTS.items():
         print(f"{split:6} {script:20} {sum(row[0] == script for row in chosen[split]):5} classes")
-    folder = write(data_dir, "glyphs", splits, f"drawn from matplotlib {matplotlib.__version__}'s fonts, seed {SEED}")
+    source = f"drawn from matplotlib {matplotlib.__version__}'s fonts, seed {SEED}"
+    folder = write(data_dir, "glyphs", splits, source, Preparation("centred ink"))
     _glyph.cache_clear()  # training may go on in this process
     return folder

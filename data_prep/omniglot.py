@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from PIL import Image, ImageOps
 
-from common.shards import SPLITS, Split, UsageError, build_command
+from common.shards import SPLITS, Preparation, Split, UsageError, build_command
 from data_prep import hdf5
 from data_prep.files import RawFiles, a_few, is_hdf5
 from data_prep.output import write
@@ -51,7 +51,7 @@ def build(data_dir: Path, files: RawFiles, split: str = "vinyals", seed: int = 0
         if split == "lake":
             chosen = _lake(part_of, seed)
         names = [name for s in SPLITS for character in chosen[s] for name in characters[character]]
-        pictures = Pictures(read, names, _ink)
+        pictures = Pictures(read, names, ink)
         splits = {
             s: Split(
                 [f"{character}/rot{angle:03d}" for character in chosen[s] for angle in ROTATIONS],
@@ -61,7 +61,7 @@ def build(data_dir: Path, files: RawFiles, split: str = "vinyals", seed: int = 0
             for s in SPLITS
         }
         source = f"Omniglot, {split} split" + (f" with seed {seed}" if split == "lake" else "")
-        folder = write(data_dir, "omniglot", splits, source)
+        folder = write(data_dir, "omniglot", splits, source, Preparation("ink"))
         files.said += pictures.said()
         return folder
 
@@ -196,12 +196,23 @@ def _lake(part_of: dict[str, str], seed: int) -> dict[str, list[str]]:
     return chosen
 
 
-def _ink(image: Image.Image) -> Image.Image:
+def ink(image: Image.Image, invert: bool | None = None) -> Image.Image:
+    """Any picture of ink as an image of the set: light on dark, SIZE x SIZE, grey. `invert`: whether it is dark ink on
+    light paper; None: that is seen."""
     # 105 -> 28 makes one pixel of fourteen. Nearest neighbours, or a threshold afterwards, would break strokes that are
     # two pixels wide; filtered grey levels keep how much ink there was.
-    grey = plain(image, "L")
-    on_white = np.asarray(grey).mean() > 127  # some copies have been inverted; most of a drawing is paper
-    return (ImageOps.invert(grey) if on_white else grey).resize((SIZE, SIZE), Image.LANCZOS)
+    return light(plain(image, "L"), invert).resize((SIZE, SIZE), Image.LANCZOS)
+
+
+def light(grey: Image.Image, invert: bool | None = None) -> Image.Image:
+    """Light ink on dark, of ink in grey levels. `invert` as of `ink`."""
+    invert = on_white(grey) if invert is None else invert
+    return ImageOps.invert(grey) if invert else grey
+
+
+def on_white(grey: Image.Image) -> bool:
+    """Whether ink is on white paper: some copies have been inverted, and most of a drawing is paper."""
+    return np.asarray(grey).mean() > 127
 
 
 def _rotated(pictures: Pictures, characters: list[list[str]]) -> Iterator[np.ndarray]:

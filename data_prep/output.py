@@ -8,19 +8,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.shards import SPLITS, Split, UsageError, opened, write_shard
+from common.shards import SPLITS, Preparation, Split, UsageError, opened, write_shard
 
 # In the order in which they get their names: test.h5 is the sign for the scripts that a set is built.
 FILES = ("preview.png", "train.h5", "val.h5", "test.h5")
 
 
-def write(data_dir: Path, name: str, splits: dict[str, Split], source: str) -> Path:
+def write(
+    data_dir: Path, name: str, splits: dict[str, Split], source: str, preparation: Preparation = Preparation()
+) -> Path:
     """Write the three files and the preview beside the final folder, and rename them into it when all are whole.
 
-    `splits` has the keys train, val and test. Returns the folder. A run that is interrupted leaves what was there
-    before; in the moment of the renaming, a folder without test.h5. Raises UsageError where a class has another number
-    of images, or images of another size, than was promised, and where the final folder holds anything but an earlier
-    build.
+    `splits` has the keys train, val and test; `preparation` says how the images were made of pictures. Returns the
+    folder. A run that is interrupted leaves what was there before; in the moment of the renaming, a folder without
+    test.h5. Raises UsageError where a class has another number of images, or images of another size, than was promised,
+    and where the final folder holds anything but an earlier build.
     """
     folder = data_dir / name
     if folder.exists():
@@ -33,7 +35,7 @@ def write(data_dir: Path, name: str, splits: dict[str, Split], source: str) -> P
     try:
         moments = None
         for split in SPLITS:
-            moments = write_shard(partial / f"{split}.h5", split, splits[split], source, moments)
+            moments = write_shard(partial / f"{split}.h5", split, splits[split], source, moments, preparation)
         preview(partial / "train.h5", partial / "preview.png")
         folder.mkdir(exist_ok=True)
         (folder / "test.h5").unlink(missing_ok=True)  # new files beside old ones, with other splits, are no built set

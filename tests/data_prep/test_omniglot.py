@@ -89,7 +89,7 @@ def test_a_drawing_of_another_kind_gives_the_same_ink(kind):
         "inverted": lambda: ImageOps.invert(plain),
         "colour": lambda: plain.convert("RGB"),
     }[kind]()
-    np.testing.assert_array_equal(np.asarray(omniglot._ink(other)), np.asarray(omniglot._ink(plain)))
+    np.testing.assert_array_equal(np.asarray(omniglot.ink(other)), np.asarray(omniglot.ink(plain)))
 
 
 def test_omniglot_builds_the_same_from_zips_a_folder_of_them_and_extracted_folders(drawings, tmp_path):
