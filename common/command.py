@@ -147,13 +147,21 @@ def _saved_config(config_type: type, folder: Path, at_test: bool):
     """The Config of a run folder, with the precision that it had; a test's device is settled anew."""
     try:
         about = json.loads((folder / "config.json").read_text())
-        saved = about["options"]
+    except (OSError, ValueError):
+        about = None
+    return config_of(config_type, about, folder, at_test)
+
+
+def config_of(config_type: type, about: dict | None, folder: Path, at_test: bool):
+    """The Config that a run's config.json, `about`, tells. Raises UsageError where it is none, or another script's."""
+    try:
+        saved = dict(about["options"])
         saved |= {"data_dir": ROOT / saved["data_dir"], "out": None}
         if saved.get("precision") == "auto":  # of a run before these were saved as settled
             saved["precision"] = about.get("precision", "auto")
         if at_test:
             saved["device"] = "auto"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (AttributeError, ValueError, KeyError, TypeError):
         raise UsageError(f"{folder} is no run folder (it has no whole config.json); runs are under runs/") from None
     fields = {field.name: field for field in dataclasses.fields(config_type)}
     if unknown := set(saved) - set(fields) - {"algorithm"}:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.augment import Warp, warp
+from common.images import converted, normalised, per_channel, with_channels
 from common.shards import UsageError, build_command, read_shard
 
 
@@ -50,7 +51,8 @@ class EpisodeLoader:
     one batch ahead (`memory` "auto", "device" or "mapped"). Support and query never share an image, every class of a
     task has `shots` and `queries` of them, and which class gets which label, like the order of the images, is random.
 
-    image_size: pixels a side that images are resized to; 0: as they are in the file.
+    image_size: pixels a side that images are resized to; 0: as they are in the file. channels: 1 or 3, which they are
+    brought to, by repeating grey or mixing colours; 0: as in the file.
     pool: (classes, images a class). None draws every task by itself. Otherwise every batch draws that many images (no
     more than the smallest class has), and all its tasks from them: a method whose backbone knows no task embeds each
     image once for many tasks.
@@ -81,6 +83,7 @@ class EpisodeLoader:
         pool: tuple[int, int] | None = None,
         warp: Warp = Warp(),
         image_size: int = 0,
+        channels: int = 0,
         unequal: bool = False,
         named: tuple[str, str, str] = ("--ways", "--shots", "--queries"),
         memory: str = "auto",
@@ -93,7 +96,8 @@ class EpisodeLoader:
         self.offset, self.stride, self.position = offset, stride, offset
         self.halved = False
         pixels, starts, self.class_names, mean, std = read_shard(self.path)
-        self.image_shape = (pixels.shape[1], image_size, image_size) if image_size else pixels.shape[1:]  # (C, H, W)
+        size = (image_size, image_size) if image_size else pixels.shape[2:]
+        self.image_shape = (channels or pixels.shape[1], *size)  # (C, H, W)
         counts = np.diff(starts)
         smallest, n = int(counts.min()), self.path.stem
         if ways > len(counts):
@@ -118,14 +122,16 @@ class EpisodeLoader:
             min(max(pool[1], self.most_shots + queries), smallest),
         )
         self.mapped = memory == "mapped" or (memory == "auto" and pixels.nbytes > _free_memory(self.device) / 2)
-        self.pixels = pixels if self.mapped else self._resized(torch.from_numpy(np.array(pixels)).to(self.device))
+        self.pixels = (
+            pixels if self.mapped else converted(torch.from_numpy(np.array(pixels)).to(self.device), self.image_shape)
+        )
         self.largest = int(counts.max())
         # Rows of a mapped file are drawn on the CPU, which reads them, so that no step waits for the device.
         self.drawn_on = torch.device("cpu") if self.mapped else self.device
         self.start = torch.from_numpy(starts[:-1]).to(self.drawn_on)
         self.count = torch.from_numpy(counts).to(self.drawn_on)
-        self.mean = torch.as_tensor(mean, dtype=torch.float32, device=self.device)[:, None, None] * 255
-        self.std = torch.as_tensor(std, dtype=torch.float32, device=self.device)[:, None, None] * 255
+        moments = (per_channel(values, self.device) for values in (mean, std))
+        self.mean, self.std = (with_channels(values, self.image_shape[0], dim=0) for values in moments)
         self.reader = ThreadPoolExecutor(1) if self.mapped else None
         self.ahead = {}  # position -> the batch that the thread is reading
 
@@ -169,7 +175,7 @@ class EpisodeLoader:
             kept = _unequal(y_support, N, self.shots, generator)
             support, y_support = support[kept].view(T, -1), y_support[kept].view(T, -1)
         query, y_query = _shuffle(places[:, :, K:], generator)
-        images = self._pixels(rows).float().sub_(self.mean).div_(self.std)
+        images = normalised(self._pixels(rows), self.mean, self.std)
         of_tasks = (x.to(self.device, non_blocking=True) for x in (support, query, y_support, y_query, classes, rows))
         return Episode(images, *of_tasks), generator
 
@@ -178,15 +184,7 @@ class EpisodeLoader:
             return self.pixels.index_select(0, rows)  # on a CPU ten times faster than pixels[rows]
         order = rows.argsort()  # a file is read fastest in its own order
         block = torch.from_numpy(self.pixels[rows[order].numpy()]).to(self.device)
-        return self._resized(block)[order.argsort().to(self.device)]
-
-    def _resized(self, pixels: Tensor) -> Tensor:
-        """uint8 (n, C, H, W) at this loader's size, by bilinear interpolation over what a new pixel covers."""
-        size = self.image_shape[1:]
-        if pixels.shape[2:] == size:
-            return pixels
-        parts = (F.interpolate(x.float(), size, mode="bilinear", antialias=True) for x in pixels.split(1000))
-        return torch.cat([part.round().clamp(0, 255).byte() for part in parts])
+        return converted(block, self.image_shape)[order.argsort().to(self.device)]
 
 
 def _choose(among: int, k: int, generator: torch.Generator, rows: int, counts: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 
 from common import lock, log, meters
 from common.options import Options
-from common.shards import ROOT, UsageError
+from common.shards import ROOT, UsageError, describe
 
 
 class DiskError(OSError):
@@ -65,6 +65,7 @@ def description(config: Options, script: Path, processes: int, device: torch.dev
         "processes": processes,
         "precision": config.precision,
         "hardware": meters.hardware(device),
+        "data": describe(config.data_dir / config.dataset / ("test.h5" if config.evaluate else "train.h5")),
     }
 
 
