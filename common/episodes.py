@@ -3,6 +3,7 @@
 T tasks, N ways, K shots, S = N K support images and Q query images a task, B images in the batch.
 """
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,8 @@ class EpisodeLoader:
     one batch ahead (`memory` "auto", "device" or "mapped"). Support and query never share an image, every class of a
     task has `shots` and `queries` of them, and which class gets which label, like the order of the images, is random.
 
-    image_size: pixels a side that images are resized to; 0: as they are in the file. channels: 1 or 3, which they are
-    brought to, by repeating grey or mixing colours; 0: as in the file.
+    image_size: pixels a side that images are resized to; 0: as they are in the file. shape: (C, H, W) that they are
+    brought to, whatever they are in the file, for a network that was trained on such ones; None: nothing else.
     pool: (classes, images a class). None draws every task by itself. Otherwise every batch draws that many images (no
     more than the smallest class has), and all its tasks from them: a method whose backbone knows no task embeds each
     image once for many tasks.
@@ -83,7 +84,7 @@ class EpisodeLoader:
         pool: tuple[int, int] | None = None,
         warp: Warp = Warp(),
         image_size: int = 0,
-        channels: int = 0,
+        shape: tuple[int, int, int] | None = None,
         unequal: bool = False,
         named: tuple[str, str, str] = ("--ways", "--shots", "--queries"),
         memory: str = "auto",
@@ -97,7 +98,13 @@ class EpisodeLoader:
         self.halved = False
         pixels, starts, self.class_names, mean, std = read_shard(self.path)
         size = (image_size, image_size) if image_size else pixels.shape[2:]
-        self.image_shape = (channels or pixels.shape[1], *size)  # (C, H, W)
+        self.stored_shape = tuple(pixels.shape[1:])
+        self.image_shape = tuple(shape or (pixels.shape[1], *size))  # (C, H, W)
+        if self.image_shape[0] != pixels.shape[1] and {self.image_shape[0], pixels.shape[1]} != {1, 3}:
+            raise UsageError(
+                f"{self.path}: images of {pixels.shape[1]} channels, expected {self.image_shape[0]}; only grey and RGB "
+                "can take each other's place"
+            )
         counts = np.diff(starts)
         smallest, n = int(counts.min()), self.path.stem
         if ways > len(counts):
@@ -121,7 +128,8 @@ class EpisodeLoader:
             min(max(pool[0], ways), len(counts)),
             min(max(pool[1], self.most_shots + queries), smallest),
         )
-        self.mapped = memory == "mapped" or (memory == "auto" and pixels.nbytes > _free_memory(self.device) / 2)
+        images_bytes = len(pixels) * math.prod(self.image_shape)
+        self.mapped = memory == "mapped" or (memory == "auto" and images_bytes > _free_memory(self.device) / 2)
         self.pixels = (
             pixels if self.mapped else converted(torch.from_numpy(np.array(pixels)).to(self.device), self.image_shape)
         )

@@ -128,6 +128,18 @@ def load(
     return checkpoint, its_log
 
 
+def trained_shape(source: Path, config: Options) -> tuple[int, int, int] | None:
+    """(C, H, W) of the images that a run was trained on: by its config.json, or where that is older, by its data set in
+    --data-dir; None where that isn't built."""
+    about = json.loads((source / "config.json").read_text())  # which the command line has read
+    try:
+        data = about.get("data") or describe(config.data_dir / about["options"]["dataset"] / "train.h5")
+    except UsageError:
+        return None
+    channels, height, width = data["shape"]
+    return channels, config.image_size or height, config.image_size or width
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write beside the file and rename, so that it is never half there. Raises DiskError, and leaves no other file."""
     partial = path.with_name(f".{path.name}.partial")

@@ -42,3 +42,13 @@ def with_channels(values: Tensor, channels: int, dim: int) -> Tensor:
     if channels > 1:
         return values.repeat_interleave(channels, dim)
     return torch.tensordot(values, values.new_tensor(LUMA), ([dim], [0])).unsqueeze(dim)
+
+
+def changes_to(shape: tuple[int, int, int], stored: tuple[int, int, int]) -> str:
+    """What `converted` does to images of shape `stored`, in words; nothing where it leaves them as they are."""
+    changes = []
+    if shape[0] != stored[0]:
+        changes.append("mixed to grey" if shape[0] == 1 else "repeated to RGB")
+    if shape[1:] != stored[1:]:
+        changes.append(f"resized from {stored[1]}x{stored[2]} to {shape[1]}x{shape[2]}")
+    return " and ".join(changes)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from common import folder, lock, log, meters, ranks
 from common.augment import Warp
 from common.episodes import Episode, EpisodeLoader
+from common.images import changes_to
 from common.options import Options
 from common.shards import ROOT, UsageError
 
@@ -63,7 +64,7 @@ class Run:
         c = self.config
         tasks = max(1, 320 // (c.ways * (c.shots + c.queries)))  # some 320 images a batch
         if c.evaluate:
-            return (self._loader("test", c.ways, c.shots, c.queries, tasks, seed=-2),) * 3
+            return (self._test_as_trained(tasks),) * 3
         ways, shots, queries = c.train_ways or c.ways, c.train_shots or c.shots, c.train_queries or c.queries
         named = tuple(
             f"--train-{name}" if getattr(c, f"train_{name}") else f"--{name}" for name in ("ways", "shots", "queries")
@@ -88,6 +89,16 @@ class Run:
         options |= {"memory": self.config.images, "image_size": self.config.image_size}
         options |= {"unequal": self.config.unequal_shots}
         return EpisodeLoader(path, *what, self.device, offset=self.rank, stride=self.world, **options)
+
+    def _test_as_trained(self, tasks: int) -> EpisodeLoader:
+        """The test's episodes, for --evaluate: images of another data set are made as large as those that the run was
+        trained on, and get as many channels, which is said."""
+        c = self.config
+        trained = folder.trained_shape(c.evaluate, c)
+        loader = self._loader("test", c.ways, c.shots, c.queries, tasks, seed=-2, shape=trained)
+        if self.rank == 0 and (changes := changes_to(loader.image_shape, loader.stored_shape)):
+            print(f"note: {c.dataset}'s images are {changes}, as {c.evaluate} was trained", file=sys.stderr)
+        return loader
 
     def _build_glyphs(self) -> None:
         c = self.config

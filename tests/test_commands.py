@@ -252,12 +252,34 @@ def test_a_folder_that_is_no_whole_run_of_this_script_is_refused(command, tmp_pa
         assert files == {p: p.read_bytes() for p in (tmp_path / "part").iterdir()}
 
 
-def test_a_test_on_other_images_or_in_another_runs_folder_is_refused(command, tmp_path, capsys, data_dir):
-    write_set(tmp_path / "sets", "wide", shape=(3, 28, 28))
+def test_a_test_on_another_data_set_has_images_like_the_trainings_and_says_how(command, tmp_path, capsys, data_dir):
+    """Grey becomes RGB and the other way round, sizes change, and a run from before config.json told the shape of its
+    images finds it in its data set."""
+    sets = tmp_path / "sets"
+    shutil.copytree(data_dir / "toy", sets / "toy")
+    write_set(sets, "wide", shape=(3, 32, 32))
+    assert command(f"{TINY} --steps 2 --out grey") == 0
+    about = json.loads((tmp_path / "grey" / "config.json").read_text())
+    assert about["data"]["shape"] == [1, 28, 28] and about["data"]["preparation"] == "whole"
+    assert command(f"{TINY} --steps 2 --dataset wide --out colour", data=sets) == 0
+    older = {key: value for key, value in about.items() if key != "data"}
+    for changes in ("mixed to grey and resized from 32x32 to 28x28", None):
+        capsys.readouterr()
+        assert command(f"--evaluate grey --dataset wide --out on-wide-{changes is None}", data=sets) == 0
+        assert f"note: wide's images are {changes or 'mixed'}" in capsys.readouterr().err
+        (tmp_path / "grey" / "config.json").write_text(json.dumps(older))
+    results = [json.loads((tmp_path / f"on-wide-{o}" / "result.json").read_text()) for o in (False, True)]
+    assert results[0] | {"peak_mib": 0} == results[1] | {"peak_mib": 0} and results[0]["dataset"] == "wide"
+    capsys.readouterr()
+    assert command("--evaluate colour --dataset toy --out on-toy", data=sets) == 0
+    assert "toy's images are repeated to RGB and resized from 28x28 to 32x32, as colour" in capsys.readouterr().err
+    assert command("--evaluate grey --dataset toy --out again", data=sets) == 0
+    assert "note" not in capsys.readouterr().err
+
+
+def test_a_test_with_other_options_or_in_another_runs_folder_is_refused(command, tmp_path, capsys, data_dir):
     assert command(f"{TINY} --steps 2 --out whole") == 0
     capsys.readouterr()
-    assert command(f"--evaluate whole --dataset wide --data-dir {tmp_path / 'sets'}") == 2
-    assert "expected images of as many channels" in capsys.readouterr().err
     assert command("--evaluate whole --strength 5") == 2
     assert "--strength 5.0: whole was started with 0.002; leave --strength out" in capsys.readouterr().err
     before = (tmp_path / "whole" / "result.json").read_text()

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from common.augment import Warp, sample, views, warp
 from common.episodes import EpisodeLoader
 from common.shards import UsageError
+from tests.conftest import write_set
 
 POOLS = (None, (8, 12))
 
@@ -195,6 +197,25 @@ def test_an_images_views_are_itself_and_fixed_draws_that_no_other_image_moves():
     assert [torch.equal(a, b) for a, b in zip(several, unmirrored)] == [True, False, True, False]
     assert torch.equal(several[1::2], unmirrored[1::2].flip(4))
     assert torch.equal(views(x, 2, Warp(flip=True)), torch.cat([x, x.flip(3)])) and views(x, 1, how) is x
+
+
+@pytest.mark.parametrize("memory", ("device", "mapped"))
+def test_images_brought_to_another_shape_keep_their_brightness(memory, tmp_path, data_dir):
+    """Grey repeated is the same in every channel, and normalised like it; colours become the grey that Pillow makes."""
+    write_set(tmp_path, "colours", shape=(3, 28, 28))
+    args = dict(ways=3, shots=1, queries=2, tasks=2, memory=memory)
+    grey = EpisodeLoader(data_dir / "toy" / "test.h5", **args).sample()
+    repeated = EpisodeLoader(data_dir / "toy" / "test.h5", **args, shape=(3, 28, 28)).sample()
+    assert torch.equal(repeated.images, grey.images.expand(-1, 3, -1, -1)) and grey.images.std() > 0.5
+    mixed = EpisodeLoader(tmp_path / "colours" / "test.h5", **args, shape=(1, 28, 28))
+    episode = mixed.sample()
+    pixels = (episode.images * mixed.std + mixed.mean).round().byte()
+    with h5py.File(tmp_path / "colours" / "test.h5") as file:
+        stored = file["images"][:][episode.rows.numpy()]
+    by_pillow = [np.asarray(Image.fromarray(image.transpose(1, 2, 0)).convert("L")) for image in stored]
+    assert np.abs(pixels[:, 0].numpy().astype(int) - np.stack(by_pillow)).max() <= 1
+    with pytest.raises(UsageError, match="images of 3 channels, expected 2; only grey and RGB"):
+        EpisodeLoader(tmp_path / "colours" / "test.h5", **args, shape=(2, 28, 28))
 
 
 @pytest.mark.parametrize("memory", ("device", "mapped"))
