@@ -32,7 +32,10 @@ from reports.runs import find
 from reports.times import Times
 
 PICTURE = ROOT / "docs" / "accuracy.png"
-PAGES = ("README.md", "docs/results.md", "docs/evidence.md", "docs/speed.md", "docs/data.md", "docs/maths.md")
+PAGES = (
+    "README.md", "docs/results.md", "docs/evidence.md", "docs/speed.md", "docs/data.md", "docs/maths.md",
+    "docs/predict.md",
+)  # fmt: skip
 # What an option says has changed since some runs were made: convex_imaml.py's tolerance was of the inner gradient,
 # relative to its start, and is of W. Their commands leave it out.
 REDEFINED = {"tolerance"}

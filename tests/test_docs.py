@@ -196,7 +196,7 @@ def test_every_option_that_a_page_names_is_one_of_a_command(page):
     from benchmarks import SCRIPTS
 
     benchmarks = [f"benchmarks.{path.stem}" for path in (ROOT / "benchmarks").glob("*.py")]
-    commands = map(importlib.import_module, [*benchmarks, "report", "docs.release"])
+    commands = map(importlib.import_module, [*benchmarks, "report", "predict", "predictions.example", "docs.release"])
     options = [importlib.import_module(name).Config for name in SCRIPTS]
     options += [command.Options for command in commands if hasattr(command, "Options")]
     known = {name.replace("_", "-") for option in options for name in option.__dataclass_fields__}
