@@ -128,15 +128,23 @@ def load(
     return checkpoint, its_log
 
 
+def data_of(about: dict, data_dir: Path) -> dict:
+    """What `describe` says of the images that a run was trained on: by `about`, its config.json, or where that is
+    older, by its data set, in `data_dir` or where it was. Raises UsageError where that isn't built."""
+    if about.get("data"):
+        return about["data"]
+    name, former = about["options"]["dataset"], ROOT / about["options"]["data_dir"]
+    there = [folder for folder in (data_dir, former) if (folder / name / "train.h5").exists()]
+    return describe((there or [data_dir])[0] / name / "train.h5")
+
+
 def trained_shape(source: Path, config: Options) -> tuple[int, int, int] | None:
-    """(C, H, W) of the images that a run was trained on: by its config.json, or where that is older, by its data set in
-    --data-dir; None where that isn't built."""
+    """(C, H, W) of the images that a run was trained on; None where nothing tells it."""
     about = json.loads((source / "config.json").read_text())  # which the command line has read
     try:
-        data = about.get("data") or describe(config.data_dir / about["options"]["dataset"] / "train.h5")
+        channels, height, width = data_of(about, config.data_dir)["shape"]
     except UsageError:
         return None
-    channels, height, width = data["shape"]
     return channels, config.image_size or height, config.image_size or width
 
 

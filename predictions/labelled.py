@@ -52,7 +52,7 @@ class Labelled:
             return []
         right = np.trace(counts)
         lines = [f"accuracy {right / total:.4f}: {right} of {total} pictures in folders that are named like a class"]
-        width = max(map(len, self.classes))
+        width = max(len("class"), *map(len, self.classes))
         letters = [chr(ord("A") + i) if len(counts) <= 26 else str(i + 1) for i in range(len(counts))]
         columns = max(len(str(counts.max())), *map(len, letters)) + 1
         head = "".join(letter.rjust(columns) for letter in letters)

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from common import meters
 from common.command import config_of
 from common.episodes import Episode
+from common.folder import data_of
 from common.images import converted, normalised, per_channel
-from common.shards import ROOT, Preparation, UsageError, describe
+from common.shards import ROOT, Preparation, UsageError
+from data_prep.files import a_few
 
 PIXELS_AT_A_TIME = 2**21  # of query pictures: what a network holds of them takes some hundred times the memory
 
@@ -55,8 +57,8 @@ def read(folder: Path, data_dir: Path | None) -> Trained:
     try:
         about = json.loads((folder / "config.json").read_text())
         options = about["options"]
-        algorithm, dataset = str(options["algorithm"]), str(options["dataset"])
-        its_data_dir = data_dir or ROOT / options["data_dir"]
+        algorithm = options["algorithm"]
+        former = ROOT / options["data_dir"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{folder} is no run folder (it has no whole config.json); runs are under runs/") from None
     script = folder / "script.py"
@@ -70,7 +72,9 @@ def read(folder: Path, data_dir: Path | None) -> Trained:
         raise UsageError(f"{folder} has no checkpoint.pt; name the folder of a training, not that of a test") from None
     except Exception:  # of a damaged file, torch raises what it comes upon
         raise UsageError(f"{folder}/checkpoint.pt is damaged; start the run again") from None
-    data = about.get("data") or describe(its_data_dir / dataset / "train.h5")
+    data = data_of(about, data_dir or former)
+    if lacking := {"shape", "mean", "std", "preparation", "levels"} - set(data):
+        raise UsageError(f"{folder}/config.json doesn't tell the data's {a_few(sorted(lacking))}; start the run again")
     return Trained(str(folder), script.read_text(), about, weights, data)
 
 

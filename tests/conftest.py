@@ -1,5 +1,6 @@
 """Small data sets that the tests make themselves."""
 
+import csv
 import sys
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 import convex_imaml
+import predict
 from common import command as command_line
 from common import folder, shards
 from data_prep import glyphs, output
+from tests.runs import TINY
 
 torch.set_num_threads(1)  # the tests' networks are too small to share out
 
@@ -67,6 +70,38 @@ def command(monkeypatch, data_dir, tmp_path):
             return 0
         except SystemExit as stop:
             return stop.code
+
+    return call
+
+
+@pytest.fixture
+def train(command, tmp_path):
+    """Trains a script for two steps on `toy`; returns the run folder."""
+
+    def call(script=convex_imaml, options=""):
+        assert command(f"{TINY} --steps 2 --out {tmp_path / script.__name__} {options}", script) == 0
+        return tmp_path / script.__name__
+
+    return call
+
+
+@pytest.fixture
+def predicted(monkeypatch, tmp_path, capsys):
+    """Runs predict.py; returns its exit status, what it printed, and the rows of predictions.csv."""
+
+    def call(*words):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, words), "--device", "cpu"])
+        monkeypatch.chdir(tmp_path)
+        try:
+            command_line.command(predict.main)
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        captured = capsys.readouterr()
+        file = tmp_path / "predicted" / "predictions.csv"
+        rows = list(csv.DictReader(open(file))) if file.exists() else []
+        return status, captured.out if status == 0 else captured.err, rows
 
     return call
 

@@ -1,10 +1,7 @@
 """predict.py labels pictures of one's own exactly as a script's test would, and says in one line what it can't do."""
 
-import csv
 import shutil
-import sys
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -15,66 +12,15 @@ import convex_imaml
 import convex_maml
 import imaml
 import maml
-import predict
 import reptile
-from common import command as command_line
 from common.episodes import EpisodeLoader
 from predictions import folders, task, trained
-from tests.runs import TINY
+from tests.labels import draw, refused
 
 SCRIPTS = [
     convex_imaml, *(pytest.param(s, marks=pytest.mark.slow) for s in (convex_maml, maml, imaml, reptile, cavia))
 ]  # fmt: skip
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def train(command, tmp_path):
-    """Trains a script for two steps on `toy`; returns the run folder."""
-
-    def call(script=convex_imaml, options=""):
-        assert command(f"{TINY} --steps 2 --out {tmp_path / script.__name__} {options}", script) == 0
-        return tmp_path / script.__name__
-
-    return call
-
-
-@pytest.fixture
-def predicted(monkeypatch, tmp_path, capsys):
-    """Runs predict.py; returns its exit status, what it printed, and the rows of predictions.csv."""
-
-    def call(*words):
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, words), "--device", "cpu"])
-        monkeypatch.chdir(tmp_path)
-        try:
-            command_line.command(predict.main)
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        captured = capsys.readouterr()
-        file = tmp_path / "predicted" / "predictions.csv"
-        rows = list(csv.DictReader(open(file))) if file.exists() else []
-        return status, captured.out if status == 0 else captured.err, rows
-
-    return call
-
-
-def draw(folder, counts, data_dir, first=0, split="test", turn=lambda pixels: pixels):
-    """PNG files of the first images of a split's classes, as many a class as `counts` says, from number `first` on."""
-    with h5py.File(data_dir / "toy" / f"{split}.h5") as file:
-        for c, count in enumerate(counts):
-            start = file["class_start"][c] + first
-            (folder / f"class{c}").mkdir(parents=True)
-            for i, image in enumerate(file["images"][start : start + count]):
-                Image.fromarray(turn(image[0])).save(folder / f"class{c}" / f"{i}.png")
-    return folder
-
-
-def refused(predicted, *words):
-    status, said, _ = predicted(*words)
-    assert status == 2 and said.count("\n") == 1 and said.startswith("error: ")
-    return said
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,0 +1,226 @@
+"""predict.py as a command: the runs that it takes, what it refuses in one line, its sheets, and the docs' example."""
+
+import base64
+import io
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import convex_imaml
+import maml
+from common.shards import ROOT, SPLITS
+from docs.release import small
+from predictions import example, sheet
+from predictions.labelled import Labelled
+from predictions.task import Task
+from tests.labels import draw, refused
+from tests.test_prepare import trained_on
+
+EXAMPLE = ROOT / "docs" / "example"
+
+
+@pytest.fixture
+def folders(data_dir, tmp_path):
+    """Words for predict.py: a support folder of three classes, and a query folder."""
+    support = draw(tmp_path / "support", (2, 1, 3), data_dir)
+    return ["--support", support, "--query", draw(tmp_path / "query", (2, 2, 2), data_dir, first=10)]
+
+
+def test_a_copied_script_labels_with_its_own_predict(train, predicted, folders, tmp_path):
+    """The copy's predict gives the classes in another order; its source is in the run folder alone."""
+    run = train()
+    _, _, before = predicted(run, *folders)
+    source, tail = (run / "script.py").read_text(), "episode.y_support, episode.ways, config).value)\n"
+    assert source.count(tail) == 1
+    (run / "script.py").write_text(source.replace(tail, f"{tail.strip()}.flip(-1)\n"))
+    about = json.loads((run / "config.json").read_text())
+    about["options"]["algorithm"] = "mine"
+    (run / "config.json").write_text(json.dumps(about))
+    status, _, after = predicted(run, *folders)
+    assert status == 0 and [row["p(class0)"] for row in before] == [row["p(class2)"] for row in after]
+    assert before != after
+    (run / "script.py").write_text("import nowhere")
+    assert "its script can't be loaded (ModuleNotFoundError: No module named 'nowhere')" in refused(
+        predicted, run, *folders
+    )
+    (run / "script.py").unlink()
+    assert "mine.py isn't there; put the script that trained it there" in refused(predicted, run, *folders)
+
+
+def test_a_released_checkpoint_labels_as_its_run_does(train, predicted, folders, tmp_path):
+    run = train()
+    _, _, before = predicted(run, *folders)
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    (run / "script.py").unlink()
+    for dtype in (torch.float32, torch.float16):
+        (run / "checkpoint.pt").write_bytes(small(checkpoint, dtype))
+        status, _, after = predicted(run, *folders)
+        values = [
+            np.array([[float(row[f"p(class{c})"]) for c in range(3)] for row in rows]) for rows in (before, after)
+        ]
+        np.testing.assert_allclose(*values, atol=0 if dtype == torch.float32 else 2e-2)
+
+
+def test_a_run_from_before_config_json_described_the_data_finds_it_in_its_data_set(
+    train, predicted, folders, data_dir, tmp_path
+):
+    run = train()
+    _, _, before = predicted(run, *folders)
+    about = json.loads((run / "config.json").read_text())
+    del about["data"]
+    (run / "config.json").write_text(json.dumps(about))
+    assert predicted(run, *folders)[2] == before
+    about["options"]["data_dir"] = str(tmp_path / "nowhere")
+    (run / "config.json").write_text(json.dumps(about))
+    assert "toy/train.h5 isn't there" in refused(predicted, run, *folders)
+    assert predicted(run, *folders, "--data-dir", data_dir)[2] == before
+
+
+def test_what_a_run_can_not_do_or_is_not_is_one_line(train, predicted, folders, data_dir, tmp_path):
+    run = train(maml)
+    said = refused(predicted, run, *folders)
+    assert (
+        "maml.py has an output for each of 5 classes, not for 3; give 5 class folders, or a run of convex_imaml" in said
+    )
+    assert "is no run folder" in refused(predicted, tmp_path / "query", *folders)
+    (run / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:5000])
+    assert "checkpoint.pt is damaged" in refused(predicted, run, *folders)
+    (run / "checkpoint.pt").unlink()
+    assert "has no checkpoint.pt; name the folder of a training" in refused(predicted, run, *folders)
+
+
+def test_a_bad_folder_is_one_line_that_names_what_is_wrong(train, predicted, folders, data_dir, tmp_path):
+    run, support, query = train(), tmp_path / "support", tmp_path / "query"
+    assert "--support is missing" in refused(predicted, run, "--query", query)
+    assert "no such folder" in refused(predicted, run, "--support", tmp_path / "no", "--query", query)
+    assert "no such folder" in refused(predicted, run, "--support", support, "--query", tmp_path / "no")
+    assert "expected one of them" in refused(predicted, run, *folders, "--invert", "--as-is")
+    (tmp_path / "one" / "a").mkdir(parents=True)
+    shutil.copy(support / "class0" / "0.png", tmp_path / "one" / "a")
+    assert "a alone, expected two or more" in refused(predicted, run, "--support", tmp_path / "one", "--query", query)
+    (tmp_path / "one" / "b").mkdir()
+    assert "no picture in b" in refused(predicted, run, "--support", tmp_path / "one", "--query", query)
+    assert "no picture in it" in refused(predicted, run, "--support", support, "--query", tmp_path / "one" / "b")
+    shutil.copy(support / "class0" / "0.png", support / "stray.png")
+    assert "pictures outside of class folders (stray.png)" in refused(predicted, run, *folders)
+    (support / "stray.png").unlink()
+    (support / "class1" / "torn.png").write_bytes((support / "class1" / "0.png").read_bytes()[:60])
+    (query / "text.jpg").write_text("no picture")
+    said = refused(predicted, run, *folders)
+    assert "2 pictures are unreadable" in said and "torn.png" in said and "text.jpg" in said
+    assert not (tmp_path / "predicted").exists()
+
+
+def test_pictures_that_are_shown_and_asked_are_named(train, predicted, folders, data_dir, tmp_path):
+    run = train()
+    shutil.copy(tmp_path / "support" / "class0" / "1.png", tmp_path / "query" / "again.png")
+    status, said, rows = predicted(run, *folders)
+    assert status == 0 and len(rows) == 7
+    assert "note: 1 of the query pictures are in the support set too: again.png" in said
+
+
+def labelled_pictures(count, shape=(3, 30, 30)):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+    probabilities = rng.dirichlet((1, 1, 1), count)
+    files = [f"{i} & <b>.png" for i in range(count)]
+    labels = torch.tensor([0, 1, 2, 2])
+    support = torch.from_numpy(pixels[:4])
+    task = Task(trained_on("toy", shape, "whole"), ["a", "<i>", "c"], support, labels, None)
+    return Labelled(task.classes, files, probabilities, np.full(count, -1)), task, pixels
+
+
+def test_the_page_holds_every_picture_and_marks_the_doubtful(tmp_path):
+    labelled, task, pixels = labelled_pictures(120)
+    sheet.write(tmp_path / "out", labelled, task, pixels, "120 pictures")
+    page = (tmp_path / "out" / "sheet.html").read_text()
+    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert len(pictures) == 124 and "http" not in page and "<i>" not in page and page.count("&lt;b&gt;") >= 120
+    decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(pictures[4])))).astype(int)
+    assert decoded.shape == (30, 30, 3)
+    first, second = np.sort(labelled.probabilities, 1)[:, :0:-1].T
+    assert page.count('class="doubtful"') == (first < 2 * second).sum() == labelled.doubtful.sum() > 10
+    assert page.count("% ?") == labelled.doubtful.sum()
+    assert Image.open(tmp_path / "out" / "sheet.png").size[0] > 500
+
+
+def test_more_than_26_classes_are_told_apart_by_numbers():
+    probabilities = np.eye(30)
+    labelled = Labelled([f"class{i}" for i in range(30)], ["x"] * 30, probabilities, np.arange(30))
+    lines = labelled.accuracy_lines()
+    assert lines[0].startswith("accuracy 1.0000: 30 of 30") and len(lines) == 32 and " 30 " in lines[1]
+
+
+@pytest.mark.slow
+def test_the_docs_commands_label_the_committed_example(glyphs_folder, tmp_path, monkeypatch, capsys):
+    """From a clone to labels, as docs/predict.md says, with a shorter training; the example is what its command draws,
+    but for what another version of matplotlib may draw otherwise."""
+    text = (ROOT / "docs" / "predict.md").read_text()
+    commands = [
+        shlex.split(line)
+        for block in re.findall(r"^```bash\n(.*?)^```", text, re.S | re.M)
+        for line in block.splitlines()
+    ]
+    training, labelling, drawing, of_drawn, saving, of_saved = commands[:6]
+    data = ["--data-dir", str(glyphs_folder.parent)]
+    shorter = ["--steps", "100", "--test-episodes", "5", "--val-episodes", "5", "--width", "32", *data]
+    shutil.copytree(EXAMPLE, tmp_path / "docs" / "example")
+
+    def run(words, *more):
+        words = [sys.executable, str(ROOT / words[1]) if words[1].endswith(".py") else words[1], *words[2:], *more]
+        environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run(training, *shorter)
+    said = run(labelling)
+    accuracy = float(re.search(r"accuracy (\S+):", said)[1])
+    assert accuracy > 0.5 and "34 of 34 pictures are on white paper" in said
+    first = (tmp_path / "predicted" / "predictions.csv").read_text()
+    run(drawing, *data)
+    assert "accuracy" in run(of_drawn)
+    run(saving)
+    run(of_saved)
+    assert (tmp_path / "predicted" / "predictions.csv").read_text() == first
+    monkeypatch.setattr(sys, "argv", ["example", str(tmp_path / "drawn"), *data])
+    example.main()
+    drawn, committed = (
+        {p.relative_to(f) for f_ in [f] for p in f_.rglob("*.png")} for f in (tmp_path / "drawn", EXAMPLE)
+    )
+    assert drawn == committed and len(drawn) == 34
+
+
+def test_the_example_is_small_and_no_training_class(glyphs_folder):
+    pictures = [*EXAMPLE.rglob("*.png"), ROOT / "docs" / "predict.png"]
+    assert sum(file.stat().st_size for file in pictures) < 200_000
+    names = {}
+    for split in SPLITS:
+        with h5py.File(glyphs_folder / f"{split}.h5") as file:
+            names[split] = {name.split(" ", 1)[1].lower().replace(" ", "-") for name in file["class_names"].asstr()[:]}
+    classes = {folder.name for part in ("support", "query") for folder in (EXAMPLE / part).iterdir()}
+    assert len(classes) == 5 and classes <= names["test"] and not classes & names["train"]
+
+
+@pytest.mark.slow
+def test_a_thousand_pictures_take_less_than_ten_seconds(train, predicted, data_dir, tmp_path):
+    """25 support pictures, torch imported, JPEG files of 400 x 300 pixels: of one core's time, as it is busy elsewhere."""
+    run = train(convex_imaml)
+    support = draw(tmp_path / "support", (5,) * 5, data_dir)
+    (tmp_path / "query").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    for i in range(1000):
+        Image.fromarray(np.roll(pixels, i, 0)).resize((400, 300)).save(tmp_path / "query" / f"{i}.jpg")
+    started = time.process_time()
+    status, _, rows = predicted(run, "--support", support, "--query", tmp_path / "query")
+    assert status == 0 and len(rows) == 1000 and time.process_time() - started < 10
