@@ -39,6 +39,9 @@ class Options:
     """Black and white of all pictures change places. Otherwise ink on white paper is detected, where a run needs it."""
     as_is: bool = False
     """Black and white stay as they are, whatever would be detected."""
+    views: int | None = None
+    """The number of views of each picture, where the script averages over several; by default as many as the run had.
+    With one it is done sooner, and a little less accurate."""
     data_dir: Path | None = None
     """The folder of the data sets, for runs older than the description in their config.json; by default the run's."""
     device: str = "auto"
@@ -78,7 +81,7 @@ def main() -> None:
         pictures = folders.Prepared(run, invert)
         shown, query = torch.from_numpy(pictures.images([*shown_files, *files])).tensor_split([len(shown_files)])
         asked = task.Task(run, support.classes, shown, torch.from_numpy(support.labels), invert)
-    learner = trained.Learner(asked.trained, len(asked.classes), device)
+    learner = trained.Learner(asked.trained, len(asked.classes), device, options.views)
     notes = list(pictures.notes())
     if both := folders.in_both(shown_files, files, options.query):
         notes.append(f"{len(both)} of the query pictures are in the support set too: {a_few(both)}")

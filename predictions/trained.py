@@ -17,10 +17,11 @@ from common.command import config_of
 from common.episodes import Episode
 from common.folder import data_of
 from common.images import converted, normalised, per_channel
+from common.options import check
 from common.shards import ROOT, Preparation, UsageError
 from data_prep.files import a_few
 
-PIXELS_AT_A_TIME = 2**21  # of query pictures: what a network holds of them takes some hundred times the memory
+PIXELS_AT_A_TIME = 2**22  # of query pictures: what a network holds of them takes some hundred times the memory
 
 
 @dataclass
@@ -82,15 +83,21 @@ class Learner:
     """A trained model that adapts to a support set of so many classes, and labels pictures: inductively, with the
     script's own `predict`, as in its tests.
 
-    Raises UsageError where the script can't be run, or its model has another fixed number of classes.
+    views: of each picture, instead of as many as the run had. Raises UsageError where the script can't be run or has no
+    views, or its model has another fixed number of classes.
     """
 
-    def __init__(self, trained: Trained, ways: int, device: torch.device):
+    def __init__(self, trained: Trained, ways: int, device: torch.device, views: int | None = None):
         self.trained, self.ways, self.device = trained, ways, device
         self.script = _module(trained)
         config = config_of(self.script.Config, trained.about, Path(trained.name), at_test=True)
         precision = meters.settled_precision(config.precision, device)
         self.config = dataclasses.replace(config, device=str(device), precision=precision)
+        if views is not None:
+            if not hasattr(config, "views"):
+                raise UsageError(f"--views {views}: {trained.algorithm}.py looks at a picture once; leave --views out")
+            self.config = dataclasses.replace(self.config, views=views)
+            check(self.config)
         channels, height, width = trained.data["shape"]
         size = config.image_size or height, config.image_size or width
         self.shape = (channels, *size)

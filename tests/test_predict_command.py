@@ -99,6 +99,21 @@ def test_what_a_run_can_not_do_or_is_not_is_one_line(train, predicted, folders, 
     assert "has no checkpoint.pt; name the folder of a training" in refused(predicted, run, *folders)
 
 
+def test_fewer_views_are_those_of_the_test_with_as_many(train, predicted, folders):
+    run = train(options="--flip --views 2")
+    _, _, two = predicted(run, *folders)
+    assert predicted(run, *folders, "--views", "2")[2] == two
+    status, _, one = predicted(run, *folders, "--views", "1")
+    assert status == 0 and one != two
+    about = json.loads((run / "config.json").read_text())
+    about["options"]["views"] = 1
+    (run / "config.json").write_text(json.dumps(about))
+    assert predicted(run, *folders)[2] == one
+    assert "--views 0: expected 1 or more" in refused(predicted, run, *folders, "--views", "0")
+    assert "--views 3: more than 2 would be alike" in refused(predicted, run, *folders, "--views", "3")
+    assert "maml.py looks at a picture once" in refused(predicted, train(maml), *folders, "--views", "2")
+
+
 def test_a_bad_folder_is_one_line_that_names_what_is_wrong(train, predicted, folders, data_dir, tmp_path):
     run, support, query = train(), tmp_path / "support", tmp_path / "query"
     assert "--support is missing" in refused(predicted, run, "--query", query)
@@ -214,7 +229,7 @@ def test_the_example_is_small_and_no_training_class(glyphs_folder):
 
 @pytest.mark.slow
 def test_a_thousand_pictures_take_less_than_ten_seconds(train, predicted, data_dir, tmp_path):
-    """25 support pictures, torch imported, JPEG files of 400 x 300 pixels: of one core's time, as it is busy elsewhere."""
+    """25 support pictures, and JPEG files of 400 x 300 pixels: of one core's time, as it may be busy elsewhere."""
     run = train(convex_imaml)
     support = draw(tmp_path / "support", (5,) * 5, data_dir)
     (tmp_path / "query").mkdir()
