@@ -70,7 +70,7 @@ def main() -> None:
     started = time.perf_counter()
     device = meters.settled_device(options.device)
     invert = True if options.invert else False if options.as_is else None
-    files = folders.query_in(options.query)
+    files = folders.query_in(options.query, without=options.out)
     if options.run.is_file():
         asked, shown_files = task.load(options.run), []
         pictures = folders.Prepared(asked.trained, asked.invert if invert is None else invert)

@@ -175,16 +175,19 @@ def describe(path: Path) -> dict:
     (C, H, W), the training images' mean and standard deviation, and the preparation. Raises UsageError."""
     images, _, _, mean, std = read_shard(path)
     former = FORMER.get(path.parent.name, Preparation())
-    with opened(path) as file:
-        how, levels = file.attrs.get("preparation", former.how), file.attrs.get("levels", former.levels)
-    levels = np.asarray(levels)
-    if how not in PREPARATIONS or levels.shape != (2,) or levels.dtype.kind not in "iuf" or not levels[0] < levels[1]:
+    try:
+        with opened(path) as file:
+            how = str(file.attrs.get("preparation", former.how))
+            low, high = map(float, file.attrs.get("levels", former.levels))
+        if how not in PREPARATIONS or not low < high:
+            raise ValueError(f"{how}, levels from {low:g} to {high:g}")
+    except Exception as error:  # as in read_shard
         raise UsageError(
-            f"{path}: its preparation is {how} with levels {levels}, expected one of {', '.join(PREPARATIONS)}; build "
-            f"it: {build_command(path.parent)}"
-        )
+            f"{path}: its preparation isn't one of {', '.join(PREPARATIONS)} with two levels ({error}); build it: "
+            f"{build_command(path.parent)}"
+        ) from None
     moments = {"mean": mean.tolist(), "std": std.tolist()}
-    return {"shape": list(images.shape[1:]), **moments, "preparation": how, "levels": levels.astype(float).tolist()}
+    return {"shape": list(images.shape[1:]), **moments, "preparation": how, "levels": [low, high]}
 
 
 def opened(path: Path) -> h5py.File:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from common.shards import UsageError
+from common.shards import UsageError, storable
 from data_prep.files import a_few, is_picture
 from data_prep.omniglot import on_white
 from data_prep.pictures import Pictures, plain
@@ -49,14 +49,15 @@ def support_in(folder: Path) -> Support:
     files = [file for name in classes for file in found[name]]
     labels = np.repeat(np.arange(len(classes)), [len(found[name]) for name in classes])
     order = np.random.default_rng(0).permutation(len(files))  # Reptile's steps take a few at a time, of several classes
-    return Support(classes, [files[i] for i in order], labels[order])
+    return Support([storable(name) for name in classes], [files[i] for i in order], labels[order])
 
 
-def query_in(folder: Path) -> list[Path]:
-    """All pictures below a folder, or a picture itself. Raises UsageError where there are none."""
+def query_in(folder: Path, without: Path) -> list[Path]:
+    """All pictures below a folder, or a picture itself; none `without` the folder for the sheets. Raises UsageError
+    where there are none."""
     if folder.is_file() and is_picture(folder.name):
         return [folder]
-    files = list(_pictures_below(folder))
+    files = [file for file in _pictures_below(folder) if without.resolve() not in file.resolve().parents]
     if not files:
         what = "no picture in it" if folder.is_dir() else "no such folder"
         raise UsageError(f"--query {folder}: {what}, expected pictures, in folders or not")
@@ -65,13 +66,13 @@ def query_in(folder: Path) -> list[Path]:
 
 def shown(file: Path, folder: Path) -> str:
     """A picture's name in predictions.csv: its path below the folder that was given."""
-    return file.name if file == folder else file.relative_to(folder).as_posix()
+    return storable(file.name if file == folder else file.relative_to(folder).as_posix())
 
 
 def true_labels(files: list[Path], folder: Path, classes: list[str]) -> np.ndarray:
     """Of each query picture the class that a folder which it lies in is called like; -1 where none is."""
     places = {name: label for label, name in enumerate(classes)}
-    above = [file.relative_to(folder).parts[:-1] if file != folder else () for file in files]
+    above = [shown(file, folder).split("/")[:-1] for file in files]
     return np.array([next((places[part] for part in parts if part in places), -1) for parts in above])
 
 
@@ -113,7 +114,9 @@ class Prepared:
         apart = np.ptp(np.asarray(small).astype(int), axis=2)
         self.seen["coloured"] += np.sort(apart, axis=None)[-apart.size // 10 :].mean() > COLOURED
         if like.how != "whole":
-            self.seen["on white"] += bool(on_white(coloured.convert("L")))
+            grey = coloured.convert("L")
+            self.seen["on white"] += bool(on_white(grey))
+            self.seen["unsure"] += on_white(grey) != _lighter_at_its_edge(np.asarray(grey))
             levels = np.asarray(image)
             self.seen["not ink"] += np.mean((levels >= GREY.start) & (levels < GREY.stop)) > MOSTLY_GREY
         return image
@@ -128,8 +131,16 @@ class Prepared:
                     f"{seen['on white']} of {n} pictures are on white paper, and are inverted, as {dataset} is light "
                     f"on dark{rest}; where that is wrong, add --invert or --as-is"
                 )
+            if self.invert is None and seen["unsure"]:
+                yield (
+                    f"of {seen['unsure']} of {n} pictures it isn't sure whether their paper is light or dark; look at "
+                    "sheet.html, and add --invert or --as-is where ink isn't light on dark"
+                )
             if seen["not ink"]:
-                yield f"{seen['not ink']} of {n} pictures don't look like ink on paper, as those of {dataset} do"
+                yield (
+                    f"{seen['not ink']} of {n} pictures don't look like ink on paper, as those of {dataset} do; more "
+                    "contrast may help"
+                )
         else:
             mean = 255 * np.mean(self.trained.data["mean"])
             if abs(255 - self.mean - mean) + 64 < abs(self.mean - mean):
@@ -150,6 +161,12 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
         for name in sorted(names):
             if is_picture(name) and not name.startswith(".") and Path(root, name).is_file():
                 yield Path(root, name)
+
+
+def _lighter_at_its_edge(grey: np.ndarray) -> bool:
+    """Whether a picture (H, W) is lighter there, where there is paper, than in the mean."""
+    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    return bool(np.median(edge) > grey.mean())
 
 
 def _digest(file: Path) -> bytes:

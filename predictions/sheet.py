@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -81,17 +82,24 @@ def picture(labelled: Labelled, support: np.ndarray, labels: np.ndarray, query: 
     canvas(axes, COLUMNS, rows + GAP)
     for label, name in enumerate(labelled.classes):
         for column, image in enumerate(support[labels == label][:COLUMNS]):
-            place(axes, image, column, label, short(name) if column == 0 else "")
+            place(axes, image, column, label, _plain(short(name)) if column == 0 else "")
     for number, i in enumerate(chosen):
         row, column = len(labelled.classes) + GAP + number // COLUMNS, number % COLUMNS
         marks = _marks(labelled, i)
         colour = WRONG if "wrong" in marks else DOUBT if "doubtful" in marks else RIGHT if "right" in marks else None
-        name = short(labelled.classes[labelled.predicted[i]], 14)
+        name = _plain(short(labelled.classes[labelled.predicted[i]], 14))
         place(axes, query[i], column, row, f"{name}\n{_percent(labelled, i)}", colour)
     of_all = f" ({len(chosen)} of {len(query)} pictures)" if len(chosen) < len(query) else ""
     axes.set_title(f"Support above, a class a row; labels below{of_all}\n{_legend(labelled)}", fontsize=10)
-    drawing.tight_layout()
-    return png(drawing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name's characters that the font doesn't have, which become boxes
+        drawing.tight_layout()
+        return png(drawing)
+
+
+def _plain(words: str) -> str:
+    """Words that matplotlib takes for no formula."""
+    return words.replace("$", r"\$")
 
 
 def _legend(labelled: Labelled) -> str:

@@ -32,11 +32,17 @@ class Task:
 
 
 def save(task: Task, file: Path) -> None:
-    """Write the file, which needs neither the run nor its data set. Raises DiskError."""
+    """Write the file, which needs neither the run nor its data set. Raises DiskError, or UsageError where there can't
+    be such a file."""
     content = io.BytesIO()
     values = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
     torch.save(values | {"form": FORM, "trained": dataclasses.asdict(task.trained)}, content)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--save {file}: {error.strerror}; name a file in a folder that can be made") from None
+    if file.is_dir():
+        raise UsageError(f"--save {file}: a folder, expected the name of a file, such as {file / 'task.pt'}")
     write_whole(file, content.getvalue())
 
 
