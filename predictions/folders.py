@@ -133,7 +133,7 @@ class Prepared:
                 )
             if self.invert is None and seen["unsure"]:
                 yield (
-                    f"of {seen['unsure']} of {n} pictures it isn't sure whether their paper is light or dark; look at "
+                    f"it isn't sure whether the paper of {seen['unsure']} of {n} pictures is light or dark; look at "
                     "sheet.html, and add --invert or --as-is where ink isn't light on dark"
                 )
             if seen["not ink"]:

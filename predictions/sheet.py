@@ -20,6 +20,7 @@ from reports.pictures import RIGHT, WRONG, canvas, place, short
 COLUMNS = 10
 GAP = 0.5  # rows between support and query
 MOST_SHOWN = 100  # pictures in the PNG; the page has all
+CLASSES_SHOWN = 40  # in the PNG
 SUPPORT_SHOWN = 20  # pictures of a class in either
 DOUBT = "#E69F00"
 STYLE = """
@@ -27,7 +28,7 @@ body { font: 15px/1.4 system-ui, sans-serif; max-width: 1100px; margin: 1.5em au
 .row { display: flex; flex-wrap: wrap; gap: .4em; margin: .3em 0 1em; }
 figure { margin: 0; width: 92px; overflow: hidden; } img { width: 84px; height: 84px; border: 4px solid #ddd; }
 img { image-rendering: pixelated; } figcaption { font-size: 11px; overflow-wrap: anywhere; }
-.doubtful img { border-color: #E69F00; } .wrong img { border-color: #D55E00; } .right img { border-color: #0072B2; }
+.right img { border-color: #0072B2; } .doubtful img { border-color: #E69F00; } .wrong img { border-color: #D55E00; }
 h3 { margin: .2em 0; font-size: 1em; }
 """
 
@@ -73,24 +74,25 @@ def page(labelled: Labelled, support: np.ndarray, labels: np.ndarray, query: np.
 
 
 def picture(labelled: Labelled, support: np.ndarray, labels: np.ndarray, query: np.ndarray) -> bytes:
-    """The same as PNG; of many pictures the doubtful ones first, and no more than MOST_SHOWN."""
-    order = np.argsort(~labelled.doubtful, kind="stable")[:MOST_SHOWN]
-    chosen = np.sort(order)
-    rows_below = -(-len(chosen) // COLUMNS)
-    rows = len(labelled.classes) + rows_below
+    """The same as PNG: of many pictures MOST_SHOWN, of which the doubtful ones are the last to be left out."""
+    chosen = np.sort(np.argsort(~labelled.doubtful, kind="stable")[:MOST_SHOWN])
+    classes = labelled.classes[:CLASSES_SHOWN]
+    rows = len(classes) + -(-len(chosen) // COLUMNS)
     drawing, axes = plt.subplots(figsize=(COLUMNS * 1.1, rows * 1.35 + 0.8))
     canvas(axes, COLUMNS, rows + GAP)
-    for label, name in enumerate(labelled.classes):
+    for label, name in enumerate(classes):
         for column, image in enumerate(support[labels == label][:COLUMNS]):
             place(axes, image, column, label, _plain(short(name)) if column == 0 else "")
     for number, i in enumerate(chosen):
-        row, column = len(labelled.classes) + GAP + number // COLUMNS, number % COLUMNS
+        row, column = len(classes) + GAP + number // COLUMNS, number % COLUMNS
         marks = _marks(labelled, i)
         colour = WRONG if "wrong" in marks else DOUBT if "doubtful" in marks else RIGHT if "right" in marks else None
         name = _plain(short(labelled.classes[labelled.predicted[i]], 14))
         place(axes, query[i], column, row, f"{name}\n{_percent(labelled, i)}", colour)
+    of_classes = f" ({len(classes)} of {len(labelled.classes)} classes)" if classes != labelled.classes else ""
     of_all = f" ({len(chosen)} of {len(query)} pictures)" if len(chosen) < len(query) else ""
-    axes.set_title(f"Support above, a class a row; labels below{of_all}\n{_legend(labelled)}", fontsize=10)
+    title = f"Support above, a class a row{of_classes}; labels below{of_all}\n{_legend(labelled)}"
+    axes.set_title(title, fontsize=10)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a name's characters that the font doesn't have, which become boxes
         drawing.tight_layout()

@@ -256,3 +256,11 @@ def test_a_thousand_pictures_take_less_than_ten_seconds(train, predicted, data_d
     started = time.process_time()
     status, _, rows = predicted(run, "--support", support, "--query", tmp_path / "query")
     assert status == 0 and len(rows) == 1000 and time.process_time() - started < 10
+
+
+def test_hundreds_of_classes_have_a_picture_of_some():
+    labelled, task, pixels = labelled_pictures(600, (1, 16, 16))
+    labelled.classes = [f"class{i}" for i in range(600)]
+    labelled.probabilities = np.random.default_rng(1).dirichlet(np.ones(600), 600)
+    drawn = sheet.picture(labelled, pixels, np.arange(600), pixels)
+    assert max(Image.open(io.BytesIO(drawn)).size) < 10_000

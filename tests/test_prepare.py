@@ -125,7 +125,7 @@ def test_it_is_said_which_pictures_are_inverted_and_which_are_no_ink(tmp_path):
     assert "2 of 5 pictures don't look like ink on paper" in notes
     assert "1 of 5 pictures are in colours, and become grey" in notes
     _, notes = prepared(tmp_path, [ring(), ring(paper=110, ink=20)], trained)
-    assert "of 1 of 2 pictures it isn't sure whether their paper is light or dark" in notes
+    assert "it isn't sure whether the paper of 1 of 2 pictures is light or dark" in notes
     images, notes = prepared(tmp_path, [ring(paper=0, ink=255)] * 3, trained)
     assert notes == "" and images.shape == (3, 1, 28, 28)
 
