@@ -108,7 +108,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(script, command, 
 
 @pytest.mark.slow
 def test_evaluate_repeats_the_runs_result_and_takes_other_shots(command, tmp_path):
-    assert command(f"{SMALL} --steps 60 --out first") == 0
+    assert command(f"{SMALL} --steps 60 --flip --views 2 --out first") == 0
     before = (tmp_path / "first" / "result.json").read_text()
     assert command("--evaluate first") == 0
     assert command("--evaluate first --shots 3 --out more") == 0
