@@ -23,30 +23,39 @@ SCRIPTS = [
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_logits_equal_the_scripts_own_on_a_test_episode(script, train, data_dir, tmp_path):
-    """The episode's pictures, written as files and read again, are labelled bit for bit as the test labels them."""
-    run = train(script)
+def equals_the_scripts_own(script, run, data_dir, tmp_path, image_size=0):
+    """Whether a test episode's pictures, written as files and read again, get the very logits that the test gives."""
     learner = trained.Learner(trained.read(run, None), 5, CPU)
-    loader = EpisodeLoader(data_dir / "toy" / "test.h5", 5, 2, 3, 1, seed=-2)
+    test = data_dir / "toy" / "test.h5"
+    stored = EpisodeLoader(test, 5, 2, 3, 1, seed=-2).pixels
+    loader = EpisodeLoader(test, 5, 2, 3, 1, seed=-2, image_size=image_size)
     episode = loader.sample()
     files = []
     for number, row in enumerate(episode.rows):
         files.append(tmp_path / f"{number}.png")
-        Image.fromarray(loader.pixels[row, 0].numpy()).save(files[-1])
+        Image.fromarray(stored[row, 0].numpy()).save(files[-1])
     images = torch.from_numpy(folders.Prepared(learner.trained, None).images(files))
     support, query = images[episode.support[0]], images[episode.query[0]]
     ours = learner.logits(support, episode.y_support[0], query)
 
-    state = torch.load(run / "checkpoint.pt", weights_only=True)["best_state"]
     model = script.Model(loader.image_shape, learner.config, CPU)
-    model.load_state_dict(state)
+    model.load_state_dict(torch.load(run / "checkpoint.pt", weights_only=True)["best_state"])
     model.eval()
     order = torch.cat([episode.support[0], episode.query[0]])
     episode.images, n = episode.images[order], episode.support.shape[1]
     episode.support, episode.query = torch.arange(n)[None], torch.arange(n, len(order))[None]
     expected = script.predict(model, episode, learner.config)[0]
-    assert torch.equal(ours, expected.detach()) and ours.std() > 1e-3
+    return torch.equal(ours, expected.detach()) and ours.std() > 1e-3
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_logits_equal_the_scripts_own_on_a_test_episode(script, train, data_dir, tmp_path):
+    assert equals_the_scripts_own(script, train(script), data_dir, tmp_path)
+
+
+def test_logits_of_a_run_whose_images_were_resized_equal_its_own(train, data_dir, tmp_path):
+    run = train(options="--image-size 20 --keep-border --steps 20")
+    assert equals_the_scripts_own(convex_imaml, run, data_dir, tmp_path, image_size=20)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
