@@ -70,7 +70,10 @@ def read(folder: Path, data_dir: Path | None) -> Trained:
         checkpoint = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
         weights = dict(checkpoint["best_state"])
     except FileNotFoundError:
-        raise UsageError(f"{folder} has no checkpoint.pt; name the folder of a training, not that of a test") from None
+        raise UsageError(
+            f"{folder} has no checkpoint.pt, expected the folder of a training, not of a test, or a released run that "
+            "has one; train a run, such as by python convex_imaml.py"
+        ) from None
     except Exception:  # of a damaged file, torch raises what it comes upon
         raise UsageError(f"{folder}/checkpoint.pt is damaged; start the run again") from None
     data = data_of(about, data_dir or former)

@@ -97,7 +97,7 @@ def test_what_a_run_can_not_do_or_is_not_is_one_line(train, predicted, folders, 
     (run / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:5000])
     assert "checkpoint.pt is damaged" in refused(predicted, run, *folders)
     (run / "checkpoint.pt").unlink()
-    assert "has no checkpoint.pt; name the folder of a training" in refused(predicted, run, *folders)
+    assert "has no checkpoint.pt, expected the folder of a training" in refused(predicted, run, *folders)
 
 
 def test_fewer_views_are_those_of_the_test_with_as_many(train, predicted, folders):
