@@ -12,7 +12,6 @@ WNID = re.compile(r"n\d{8}")
 ILSVRC = re.compile(r"(n\d{8})_(\d+)\.jpe?g", re.IGNORECASE)  # n01532829_10026.JPEG, the number not padded
 RAVI = re.compile(r"(n\d{8}) ?(\d{8})\.jpe?g", re.IGNORECASE)  # n0153282900000005.jpg
 ILSVRC_CLASS = 1300  # images in most classes of ILSVRC-2012, and in none more
-FILE_COLUMNS = ("filename", "imagename", "file", "image", "path", "imagepath", "filepath", "name", "id", "imageid")
 
 
 def listed(files: RawFiles, csv_folder: Path | None) -> dict[str, list[str]] | None:
@@ -55,7 +54,7 @@ def _tables(files: RawFiles, csv_folder: Path | None) -> list[tuple[str, str]]:
 def _table(rows: list[list[str]], where: str) -> list[tuple[str, str]]:
     """The file and WordNet id of each row: columns as other projects call them do too. Raises UsageError."""
     header = tables.header_of(rows[0]) if rows else []
-    file = tables.column(header, FILE_COLUMNS)
+    file = tables.column(header, tables.FILE_COLUMNS)
     label = tables.column([name if c != file else "" for c, name in enumerate(header)], tables.CLASS_COLUMNS)
     if file is None or label is None:
         start = ",".join(rows[0])[:60] if rows else ""

@@ -16,6 +16,7 @@ CLASS_COLUMNS = (
     "label", "class", "category", "classname", "labelname", "categoryname", "classlabel", "species", "wnid", "synset",
     "target", "classid", "labelid", "categoryid", "character", "name",
 )  # fmt: skip
+FILE_COLUMNS = ("filename", "imagename", "file", "image", "path", "imagepath", "filepath", "name", "id", "imageid")
 SPLIT_COLUMNS = ("split", "subset", "partition", "phase", "set", "usage")
 
 
@@ -103,9 +104,20 @@ def _agreeing(parts: list[str], name: str, spelt) -> int:
 
 
 def file_column(rows: list[list[str]], index: Index) -> int | None:
-    """The column whose cells mean pictures, in half of the first rows or more; None where there is none."""
+    """The column whose cells mean pictures, in half of the first rows or more; None where there is none.
+
+    A number, such as that of a line or a class, may be the name of a picture too: of several columns it is the one
+    whose cells have the suffixes of pictures, or else the one that is called so.
+    """
     some = rows[:200]
+    header = header_of(rows[0]) if rows else []
+
+    def likeness(c: int) -> tuple[int, bool, bool, int]:
+        name = header[c] if c < len(header) else ""
+        suffixed = sum(is_picture(row[c]) for row in some if len(row) > c)
+        return suffixed, name in FILE_COLUMNS, name not in ("", "index", *CLASS_COLUMNS), hits[c]
+
     width = max((len(row) for row in some), default=0)
     hits = [sum(len(row) > c and bool(index.find(row[c])) for row in some) for c in range(width)]
-    best = max(range(width), key=hits.__getitem__, default=0)
-    return best if width and 2 * hits[best] >= len(some) - 1 and hits[best] else None
+    columns = [c for c in range(width) if hits[c] and 2 * hits[c] >= len(some) - 1]
+    return max(columns, key=likeness, default=None)

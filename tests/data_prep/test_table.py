@@ -67,6 +67,27 @@ def test_what_the_table_says_and_by_which_columns_is_said(flat, tmp_path, capsys
     assert "labels.csv: pictures by FILE_NAME, classes by CATEGORY" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("head", "line"),
+    [
+        (",filename,label", "{i},{picture}.jpg,{c}"),
+        (",picture,label", "{i},{picture},{c}"),
+        ("label,id", "{number},{picture}"),
+        ("label,picture", "{number},{picture}"),
+    ],
+)
+def test_numbers_of_lines_or_classes_are_not_taken_for_the_pictures_of_these_names(head, line, tmp_path):
+    (tmp_path / "raw").mkdir()
+    lines = [head]
+    for i, (_, c, _) in enumerate(ROWS):
+        picture = len(ROWS) - 1 - i
+        Image.new("L", (8, 8), 20 * picture).save(tmp_path / "raw" / f"{picture}.jpg")
+        lines.append(line.format(i=i, picture=picture, c=c, number=sorted(EXPECTED).index(c)))
+    (tmp_path / "raw" / "labels.csv").write_text("\n".join(lines))
+    found = greys(built("x", tmp_path / "raw", tmp_path / "data", "--size", "8"))
+    assert list(dict(sorted(found.items())).values()) == [[4, 7], [2, 6], [1, 5], [0, 3]]
+
+
 def test_a_column_of_splits_is_the_split(flat, tmp_path):
     split = {"ant": "Training", "bee": "Training", "cat": "Valid", "dog": "Testing"}
     lines = ["file,species,subset", *(f"{file},{c},{split[c]}" for _, c, file in ROWS)]
