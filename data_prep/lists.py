@@ -224,8 +224,8 @@ def _pairs(rows: list[list[str]]) -> list[tuple[Entry, str]]:
     if not rows:
         return []
     header = tables.header_of(rows[0])
-    place = tables.column(header, tables.SPLIT_COLUMNS)
-    if place is not None:
+    place = splits.column(rows)
+    if place is not None and not splits.meaning(rows[0][place]):
         rows = rows[1:]
     elif len(rows[0]) > 1:
         place = next((c for c in reversed(range(len(rows[0]))) if splits.meaning(rows[0][c])), len(rows[0]) - 1)

@@ -125,7 +125,7 @@ def _columns(where: str, rows: list[list[str]], index: tables.Index) -> tuple[in
             f"{where}: columns {', '.join(rows[0])[:100]}, none of which is called class, label, category or the like; "
             "rename the one that says the class"
         )
-    split = tables.column(header, tables.SPLIT_COLUMNS)
+    split = splits.column(rows, (file, label))
     if split is not None:
         values = {row[split] for row in rows[1:] if len(row) > split}
         if unknown := sorted(values - set(splits.splits_of_names(values))):

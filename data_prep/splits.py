@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from common.shards import SPLITS, UsageError
+from data_prep import tables
 from data_prep.files import a_few
 
 SHARES = "0.64,0.16,0.20"  # of the classes, as in mini-ImageNet
@@ -61,6 +62,23 @@ def splits_of_names(names: Iterable[str]) -> dict[str, str]:
         return {}
     evaluation = "val" if "test" in result.values() and "val" not in result.values() else "test"
     return {name: evaluation if split == "evaluation" else split for name, split in result.items()}
+
+
+def column(rows: list[list[str]], others: Iterable[int] = ()) -> int | None:
+    """The column of a table that says the split: by its name, or as all of its values mean one, and not all the same.
+
+    others: columns that say something else. None where there is no such column.
+    """
+    header = tables.header_of(rows[0])
+    named = tables.column(header, tables.SPLIT_COLUMNS)
+    if named is not None:
+        return named
+    for c in sorted(set(range(len(header))) - set(others)):
+        values = {row[c] for row in rows[1:] if len(row) > c}
+        meant = splits_of_names(values)
+        if len(meant) == len(values) and len(set(meant.values())) > 1:
+            return c
+    return None
 
 
 def without_split(folders: list[str], shown: str, by_hand: bool) -> dict[str, tuple[str, str | None]]:

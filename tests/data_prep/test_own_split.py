@@ -187,6 +187,7 @@ def test_class_lists_are_given_by_hand_as_a_folder_or_one_of_its_files(suffix, f
     [
         "ant,train\nbee,train\ncat,val\ndog,test\n", "class;split\nant;Training\nbee;Training\ncat;Valid\ndog;Test\n",
         "train,ant\ntrain,bee\nval,cat\ntest,dog\n", "split\tname\ntrain\tant\ntrain\tbee\nval\tcat\ntest\tdog\n",
+        "class,dataset\nant,train\nbee,train\ncat,val\ndog,test\n",
     ],
 )  # fmt: skip
 def test_a_class_list_may_be_one_file_of_names_and_splits(text, four_classes, tmp_path):

@@ -88,9 +88,10 @@ def test_numbers_of_lines_or_classes_are_not_taken_for_the_pictures_of_these_nam
     assert list(dict(sorted(found.items())).values()) == [[4, 7], [2, 6], [1, 5], [0, 3]]
 
 
-def test_a_column_of_splits_is_the_split(flat, tmp_path):
+@pytest.mark.parametrize("column", ["subset", "dataset", ""])
+def test_a_column_of_splits_is_the_split_whatever_it_is_called(column, flat, tmp_path):
     split = {"ant": "Training", "bee": "Training", "cat": "Valid", "dog": "Testing"}
-    lines = ["file,species,subset", *(f"{file},{c},{split[c]}" for _, c, file in ROWS)]
+    lines = [f"file,species,{column}", *(f"{file},{c},{split[c]}" for _, c, file in ROWS)]
     (flat / "meta.csv").write_text("\n".join(lines))
     found = {s: names for s, (_, _, names) in splits_of(built("x", flat, tmp_path / "data", "--size", "8")).items()}
     assert found == {"train": ["ant", "bee"], "val": ["cat"], "test": ["dog"]}
