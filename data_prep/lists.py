@@ -175,6 +175,9 @@ def _entries(data: bytes, where: str) -> list[Entry]:
         return [(cell,) for cell in rows[0] if cell]
     columns = [label] if picture in (None, label) else [label, picture]
     entries = [tuple(row[c] for c in columns if c < len(row)) for row in rows]
+    lines = [line for line in tables.text_of(data).splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if columns == [0] and len(lines) == len(rows):  # a name may hold a comma, as in "tench, Tinca tinca"
+        entries = [(line.strip(), *entry) for line, entry in zip(lines, entries, strict=True)]
     return [entry for entry in dict.fromkeys(entries) if entry]
 
 

@@ -275,6 +275,13 @@ def test_an_entry_may_have_a_label_or_a_path_of_its_own(line, four_classes, tmp_
     assert classes_of(built("birds", four_classes, tmp_path / "data")) == {s: list(CLASSES[s]) for s in CLASSES}
 
 
+def test_a_name_with_a_comma_in_a_list_is_not_cut_off(tmp_path):
+    classes = {"train": ("crane, bird", "tench; fish"), "val": ("crane", "dog"), "test": ("elk", "fox|fur")}
+    raw = class_folders(tmp_path / "raw" / "data", dict.fromkeys(sum(classes.values(), ()), 2)).parent
+    listed(raw, "txt", classes=classes)
+    assert classes_of(built("birds", raw, tmp_path / "data")) == {s: list(classes[s]) for s in classes}
+
+
 def test_all_classes_of_a_split_may_stand_in_one_line(four_classes, tmp_path):
     for split, names in CLASSES.items():
         (four_classes / f"{split}.txt").write_text(", ".join(names))
