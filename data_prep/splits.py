@@ -149,6 +149,14 @@ def drawn(classes: list[str], shown: str, shares: str | None, seed: int) -> dict
 
     shares: "TRAIN,VAL,TEST" of the classes; None is SHARES, but at least five classes a split where there are fifteen.
     """
+    spelt: dict[str, list[str]] = {}
+    for name in classes:
+        spelt.setdefault(same(name), []).append(name)
+    if twice := [names for names in spelt.values() if len(names) > 1]:
+        raise UsageError(
+            f"--raw {shown}: {len(twice)} classes are spelt in two ways: {a_few(' and '.join(n) for n in twice)}; "
+            "make each one class, or rename one of the two"
+        )
     counts = [max(1, round(share * len(classes))) for share in parse_shares(shares or SHARES)[1:]]
     if shares is None and len(classes) >= 3 * WAYS:
         counts = [max(WAYS, count) for count in counts]

@@ -77,6 +77,12 @@ def test_a_kind_of_thing_that_may_mean_a_split_is_none_without_another(tmp_path)
     assert "novel/crime" in sum(classes_of(built("books", raw, tmp_path / "data")).values(), [])
 
 
+@pytest.mark.parametrize("again", ["Ant", "ant ", "ANT"])
+def test_a_class_that_is_spelt_in_two_ways_is_not_drawn_into_two_splits(again, tmp_path, refused):
+    raw = class_folders(tmp_path / "raw", dict.fromkeys(("ant", again, "bee", "cat", "dog"), 2))
+    assert "1 classes are spelt in two ways: " in refused("--dataset", "birds", "--raw", raw)
+
+
 def test_letters_that_differ_in_case_alone_are_two_classes(tmp_path):
     raw = split_folders(
         tmp_path / "raw", ("train", "val", "test"), {"train": ("a", "b"), "val": ("A",), "test": ("B",)}
