@@ -5,6 +5,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -12,14 +13,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.shards import UsageError
-from data_prep.files import RawFiles, a_few
+from data_prep.files import RawFiles, a_few, is_picture
 
 # Pillow has more, and some hand the file to another program.
 FORMATS = (
     "PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "ICO", "PCX", "SGI",
     "QOI",
 )  # fmt: skip
-DEEP_SUFFIXES = (".png", ".tif", ".tiff", ".pgm", ".pnm", ".jp2", ".j2k")  # may have more than 8 bits a pixel
+DEEP_SUFFIXES = (".png", ".apng", ".tif", ".tiff", ".pgm", ".ppm", ".pnm", ".jp2", ".j2k")  # more than 8 bits a pixel
 MOST_PIXELS = 2**27  # of a picture; in memory it takes some twelve bytes each
 FLAT = 8  # grey levels; a picture that spans fewer looks like nothing
 DARK = 64  # what 16-bit colours stay below that have 14 bits or fewer
@@ -88,8 +89,14 @@ class Pictures:
             )
         return lines
 
-    def _decoded(self, name: str) -> np.ndarray:
+    def _opened(self, name: str) -> Image.Image:
         image = opened(io.BytesIO(self.read(name)))
+        if is_deep(image) and is_picture(name) and not name.lower().endswith(DEEP_SUFFIXES):
+            raise ValueError(f"more than 8 bits a pixel, so no {PurePosixPath(name).suffix}: call it .png or .tif")
+        return image
+
+    def _decoded(self, name: str) -> np.ndarray:
+        image = self._opened(name)
         if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's JPEG holds a thumbnail so
             self.with_frames.append(name)
         halved = any(";16" in str(tile) for tile in image.tile) and not is_deep(image)  # Pillow drops the lower bytes
@@ -101,7 +108,7 @@ class Pictures:
     def _refuse(self, unreadable: dict[str, Exception]) -> None:
         for name in tqdm(self.pending, "looking for more", unit="picture", leave=False, disable=None):
             try:
-                decoded(opened(io.BytesIO(self.read(name))).load)
+                decoded(self._opened(name).load)
             except (OSError, ValueError, UsageError) as error:
                 unreadable[name] = error
         named = [f"{name} ({error})" for name, error in unreadable.items()]

@@ -77,6 +77,14 @@ def test_deep_pictures_of_one_set_share_one_range(tmp_path):
     assert sorted(images.max((1, 2, 3)).tolist()) == [62, 125, 187, 250]
 
 
+def test_deep_pictures_whose_names_say_that_they_have_8_bits_are_refused_together(tmp_path, refused):
+    """Their range isn't looked for, as most sets have a great many JPEG files."""
+    picture = Image.fromarray(ramp(0, 4095, np.uint16))
+    raw = set_of(tmp_path / "raw", lambda path: picture.save(f"{path}.jpg", "PNG"))
+    line = refused("--dataset", "x", "--raw", raw)
+    assert f"{len(list(raw.rglob('*.jpg')))} pictures are unreadable" in line and "call it .png or .tif" in line
+
+
 def test_a_pgm_of_16_bits_has_the_range_that_its_head_says(tmp_path, capsys):
     def save(path):
         data = ramp(0, 900, ">u2").tobytes()
