@@ -68,8 +68,8 @@ def choose(
     elif not pictures:
         found = picture_table.find(files)
     found = found or _class_folders(files, pictures or files.pictures(), by_hand=listed is not None)
-    found = _without_small(files, found, least)
     merged = {name: [p for of_split in by_split.values() for p in of_split] for name, by_split in found.items()}
+    large = _large_enough(files, merged, least)
     if listed:
         chosen = lists.given(listed, merged, files)
     elif any(set(by_split) != {None} for by_split in found.values()):
@@ -79,17 +79,19 @@ def choose(
         if chosen is None and not drawing:
             return None
         if chosen is None:
-            chosen = splits.drawn(list(merged), files.shown, shares, seed)
+            chosen = splits.drawn(large, files.shown, shares, seed)
             _say_how_it_was_drawn(files, chosen)
-    return {s: {name: merged[name] for name in chosen[s]} for s in SPLITS}
+    chosen = {s: {name: merged[name] for name in chosen[s] if name in large} for s in SPLITS}
+    if empty := [s for s in SPLITS if not chosen[s]]:
+        raise UsageError(f"--least-images {least}: leaves no class in {a_few(empty)}; give a smaller number")
+    return chosen
 
 
-def _without_small(files: RawFiles, found: picture_table.Found, least: int) -> picture_table.Found:
-    counts = {name: sum(map(len, by_split.values())) for name, by_split in found.items()}
-    few = [f"{name} ({count})" for name, count in counts.items() if count < least]
+def _large_enough(files: RawFiles, pictures: dict[str, list[str]], least: int) -> list[str]:
+    few = [f"{name} ({len(of_class)})" for name, of_class in pictures.items() if len(of_class) < least]
     if few:
         files.said.append(f"{len(few)} classes with fewer than {least} pictures are left out: {a_few(few)}")
-    return {name: by_split for name, by_split in found.items() if counts[name] >= least}
+    return [name for name, of_class in pictures.items() if len(of_class) >= least]
 
 
 def _own_split(files: RawFiles, found: picture_table.Found, shares: str | None) -> dict[str, list[str]]:

@@ -325,6 +325,19 @@ def test_classes_with_too_few_images_are_left_out_and_said(tmp_path, capsys):
     assert "2 classes with fewer than 5 pictures are left out: bee (1), dog (4)" in capsys.readouterr().out
 
 
+def test_classes_with_too_few_images_are_left_out_of_lists_and_split_folders_too(four_classes, tmp_path, refused):
+    (four_classes / "data" / "bee" / "00.png").unlink()
+    lists = listed(tmp_path / "lists", "txt")
+    folders = split_folders(tmp_path / "split", ("Train", "Val", "Test"))
+    (folders / "Train" / "bee" / "00.png").unlink()
+    for raw, options in ((four_classes, ("--split", lists)), (folders, ())):
+        found = classes_of(built("birds", raw, tmp_path / "data", "--least-images", "2", *options))
+        assert found == {"train": ["ant"], "val": ["cat"], "test": ["dog"]}
+        (next(raw.rglob("dog")) / "00.png").unlink()
+        line = refused("--dataset", "birds", "--raw", raw, "--least-images", "2", *options)
+        assert "--least-images 2: leaves no class in test" in line
+
+
 @pytest.mark.parametrize(
     ("name", "text"), [("split.csv", "ant,train\nbee,train\ncat,val\ndog,test\n"), ("splits.json", json.dumps(CLASSES))]
 )
