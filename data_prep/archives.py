@@ -131,8 +131,16 @@ def _zip(file: BinaryIO, where: str, stack: ExitStack) -> Members:
     for member in archive.infolist():
         kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the zip wasn't written on Unix
         plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
-        members.add(member.filename, _zip_opener(archive, member, where), member.is_dir(), plain)
+        members.add(_name_of(member), _zip_opener(archive, member, where), member.is_dir(), plain)
     return members
+
+
+def _name_of(member: zipfile.ZipInfo) -> str:
+    """Its name, which in a zip from a Mac is UTF-8 without saying so; zipfile reads that as code page 437."""
+    try:
+        return member.filename if member.flag_bits & 0x800 else member.filename.encode("cp437").decode()
+    except UnicodeError:
+        return member.filename
 
 
 def _zip_opener(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> Opener:

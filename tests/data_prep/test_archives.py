@@ -89,6 +89,13 @@ def test_backslashes_between_folders_as_windows_writes_them_are_folders(tmp_path
     assert sorted(sum((names for _, _, names in found.values()), [])) == sorted(COUNTS)
 
 
+def test_names_that_are_utf_8_without_saying_so_as_macs_write_them_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile.ZipInfo, "_encodeFilenameFlags", lambda self: (self.filename.encode(), self.flag_bits))
+    raw = class_folders(tmp_path / "raw", dict.fromkeys(("Bär", "Äpfel", "Öl"), 2))
+    found = splits_of(built("fruit", pack(raw, tmp_path / "mac.zip"), tmp_path / "data", "--size", "8"))
+    assert sorted(sum((names for _, _, names in found.values()), [])) == ["Bär", "Äpfel", "Öl"]
+
+
 def test_the_zip_of_a_set_of_ones_own_is_opened_beside_arrays_of_something_else(tmp_path):
     (tmp_path / "raw").mkdir()
     pack(class_folders(tmp_path / "birds", COUNTS), tmp_path / "raw" / "birds.zip")
