@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
@@ -76,13 +77,13 @@ class Index:
     def __init__(self, names: Iterable[str]):
         self.by_file: dict[str, list[str]] = {}
         for name in names:
-            file = PurePosixPath(name).name.lower()
+            file = PurePosixPath(_composed(name)).name.lower()
             for key in {file, file.rsplit(".", 1)[0]}:
                 self.by_file.setdefault(key, []).append(name)
 
     def find(self, cell: str) -> list[str]:
         """The names that agree in most parts of the path; of these, the ones that agree in case, if there are any."""
-        parts = [part for part in cell.strip().replace("\\", "/").split("/") if part not in ("", ".")]
+        parts = [part for part in _composed(cell.strip()).replace("\\", "/").split("/") if part not in ("", ".")]
         candidates = self.by_file.get(parts[-1].lower(), []) if parts else []
         if len(candidates) < 2:
             return candidates
@@ -92,10 +93,15 @@ class Index:
         return [name for name in candidates if _agreeing(parts, name, str) == exact]
 
 
+def _composed(name: str) -> str:
+    """With accents as parts of letters; a Mac's file names have them apart."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _agreeing(parts: list[str], name: str, spelt) -> int:
     """How many parts at the end of both paths are the same; the last one has been compared."""
     agreeing = 0
-    for part, other in zip(reversed(parts), reversed(name.split("/")), strict=False):
+    for part, other in zip(reversed(parts), reversed(_composed(name).split("/")), strict=False):
         stem = not agreeing and is_picture(other) and spelt(part) == spelt(other.rsplit(".", 1)[0])
         if spelt(part) != spelt(other) and not stem:
             break

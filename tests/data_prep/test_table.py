@@ -1,5 +1,7 @@
 """Pictures in one folder, whose classes a table says."""
 
+import unicodedata
+
 import pytest
 from PIL import Image
 
@@ -59,6 +61,13 @@ def test_a_table_is_given_by_hand(flat, tmp_path):
     place.mkdir()
     table = write(place, "Meta-Album")
     assert greys(built("x", flat, tmp_path / "data", "--size", "8", "--table", table)) == EXPECTED
+
+
+def test_names_with_accents_are_found_however_these_are_encoded(flat, tmp_path):
+    for _, _, file in ROWS:
+        (flat / "images" / file).rename(flat / "images" / unicodedata.normalize("NFD", f"ö{file}"))
+    write(flat, "tabs, UTF-16", [(about, c, f"ö{file}") for about, c, file in ROWS])
+    assert greys(built("x", flat, tmp_path / "data", "--size", "8")) == EXPECTED
 
 
 def test_what_the_table_says_and_by_which_columns_is_said(flat, tmp_path, capsys):
