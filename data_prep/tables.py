@@ -45,7 +45,7 @@ def rows_of(data: bytes, where: str) -> list[list[str]]:
     The delimiter is the one of comma, semicolon, tab and bar that the first line has most of, or the blank
     after a picture. Raises UsageError.
     """
-    text = text_of(data)
+    text = re.sub("^\n*sep=.\n", "", text_of(data))  # as Excel writes the delimiter before the table
     first = text.lstrip("\n").partition("\n")[0]
     delimiter = max(",;\t|", key=first.count)
     if delimiter not in first and is_picture(first.split(" ")[0]):  # images/0.jpg 3

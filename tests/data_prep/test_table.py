@@ -38,6 +38,7 @@ TABLES = {
     "without suffixes": ("train_labels.csv", "id,breed\n", "{stem},{c}\n", "utf-8"),
     "blanks": ("labels.txt", "", "images/{file} {c}\n", "utf-8"),
     "backslashes": ("labels.csv", "filename,label\r\n", ".\\images\\{file},{c}\r\n", "latin-1"),
+    "Excel": ("labels.csv", "sep=;\n", "{file};{c}\n", "utf-8"),
     "a BOM and blanks": ("labels.csv", "\ufefffilename, label\n", '"{file}" , {c}\n\n', "utf-8"),
 }
 
