@@ -20,6 +20,7 @@ EXPECTED = "train.txt, val.txt and test.txt with the name of a class on each lin
 def given(path: Path, pictures: dict[str, list[str]], files: RawFiles) -> dict[str, list[str]]:
     """The classes of each split as the folder or file `path` lists them. Raises UsageError."""
     where = f"--split {path}"
+    place = path.parent if path.is_file() else path
     groups = {}
     if path.is_file():
         try:
@@ -28,12 +29,16 @@ def given(path: Path, pictures: dict[str, list[str]], files: RawFiles) -> dict[s
             if not splits.meaning(path.stem):  # not one of three
                 raise
     if not groups:
-        with open_files([path.parent if path.is_file() else path]) as listing:
-            groups = {shown: _lists(listing, names) for shown, names in _named_after_splits(listing).items()}
+        with open_files([place]) as listing:
+            groups = {
+                shown: _lists(listing, names)
+                for shown, names in _named_after_splits(listing).items()
+                if path == place or path.name in names.values()
+            }
             groups = groups or _single_files(listing, Classes(pictures))
     if not groups:
         raise UsageError(f"{where}: no class list, expected {EXPECTED}")
-    return _chosen_of(groups, pictures, files, where)
+    return _chosen_of(groups, pictures, files, where, place)
 
 
 def found(files: RawFiles, pictures: dict[str, list[str]]) -> dict[str, list[str]] | None:
@@ -67,7 +72,7 @@ def found(files: RawFiles, pictures: dict[str, list[str]]) -> dict[str, list[str
     if not groups:
         return None
     files.said.append(f"the split is that of {next(iter(groups))}")
-    return _chosen_of(groups, pictures, files, f"--raw {files.shown}")
+    return _chosen_of(groups, pictures, files, f"--raw {files.shown}", Path(files.shown))
 
 
 def _refuse_a_list_too_few(files: RawFiles, shown: str, lists: Lists, classes: Classes) -> None:
@@ -84,17 +89,16 @@ def _refuse_a_list_too_few(files: RawFiles, shown: str, lists: Lists, classes: C
 
 
 def _chosen_of(
-    groups: dict[str, Lists], pictures: dict[str, list[str]], files: RawFiles, where: str
+    groups: dict[str, Lists], pictures: dict[str, list[str]], files: RawFiles, where: str, place: Path
 ) -> dict[str, list[str]]:
     classes = Classes(pictures)
     chosen = {name: _resolved(lists, classes, name) for name, lists in groups.items()}
     first = next(iter(chosen))
     others = [name for name in chosen if chosen[name] != chosen[first]]
     if others:
-        raise UsageError(
-            f"{where}: class lists that differ, {first} and {others[0]}; say which one, as in --split "
-            f"{shlex.quote(str(PurePosixPath(first.split(',')[0]).parent))}"
-        )
+        one = place / first.split(", ")[0]
+        which = f"say which, as in --split {shlex.quote(str(one))}" if one.exists() else "unpack them, and give one"
+        raise UsageError(f"{where}: class lists that differ, {first} and {others[0]}; {which}")
     splits.refuse_shared(chosen[first], files.shown, f"list each class once, or draw them: --split {splits.SHARES}")
     listed = {name for names in chosen[first].values() for name in names}
     left = [name for name in pictures if name not in listed]

@@ -1,6 +1,7 @@
 """A split that a person made is respected, whatever its folders are called, or the set is refused."""
 
 import json
+import shlex
 
 import pytest
 
@@ -227,8 +228,19 @@ def test_a_list_of_which_one_file_is_damaged_or_misspelt_is_refused_and_not_pass
 def test_lists_that_differ_are_refused_and_one_is_chosen_by_hand(four_classes, tmp_path, refused):
     listed(four_classes / "one", "txt")
     other = listed(four_classes / "two", "txt", classes={"train": ("cat", "dog"), "val": ("ant",), "test": ("bee",)})
-    assert "class lists that differ" in refused("--dataset", "birds", "--raw", four_classes)
+    printed = shlex.split(refused("--dataset", "birds", "--raw", four_classes).partition("as in ")[2])
+    assert classes_of(built("birds", four_classes, tmp_path / "data", *printed))["train"] == ["ant", "bee"]
     found = classes_of(built("birds", four_classes, tmp_path / "data", "--split", other))
+    assert found["train"] == ["cat", "dog"]
+
+
+def test_of_lists_that_differ_in_one_folder_the_one_whose_file_is_given_is_taken(four_classes, tmp_path, refused):
+    lists = listed(tmp_path / "my lists", "txt")
+    listed(lists, "json", classes={"train": ("cat", "dog"), "val": ("ant",), "test": ("bee",)})
+    line = refused("--dataset", "birds", "--raw", four_classes, "--split", lists)
+    printed = shlex.split(line.partition("as in ")[2])
+    assert built("birds", four_classes, tmp_path / "data", *printed)
+    found = classes_of(built("birds", four_classes, tmp_path / "data", "--split", lists / "val.json"))
     assert found["train"] == ["cat", "dog"]
 
 
