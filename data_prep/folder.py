@@ -101,7 +101,7 @@ def _own_split(files: RawFiles, found: picture_table.Found, shares: str | None) 
     chosen = {s: [name for name, by_split in found.items() if s in by_split] for s in SPLITS}
     of_train = [os.path.dirname(picture) for name in chosen["train"] for picture in found[name]["train"]]
     place = os.path.commonpath(of_train) if of_train else ""
-    one = f"take one of the folders, as in --raw {shlex.quote(f'{files.shown}/{place}')}, or " if place else ""
+    one = f"{_give_one(files, place)}, or " if place else ""
     splits.refuse_shared(chosen, files.shown, f"{one}say with a class list which split each is in: --split FILE")
     return chosen
 
@@ -195,13 +195,19 @@ def _refuse_roots(files: RawFiles, common: str, roots: list[str], names: list[st
         mend = f"take {a_few(root for root in roots if root)} out"
     else:
         of_pictures = next((root for root in roots if re.search("ima?g|photo|picture", root.lower())), roots[0])
-        one = shlex.quote("/".join(part for part in (files.shown, common, of_pictures) if part))
-        mend = f"give one of these folders, as in --raw {one}"
+        mend = _give_one(files, "/".join(part for part in (common, of_pictures) if part))
     shown = [root or "the outermost folder" for root in roots]
     raise UsageError(
         f"--raw {files.shown}: the same {len(names)} class names below {a_few(shown)}: {a_few(names)}; {mend}, or, if "
         "they are different classes, name each by its path in a class list: --split FILE"
     )
+
+
+def _give_one(files: RawFiles, place: str) -> str:
+    folder = Path(files.shown, place)
+    if not folder.is_dir():  # it lies in an archive
+        return f"unpack it and give one of these folders, such as {place}"
+    return f"give one of these folders, as in --raw {shlex.quote(str(folder))}"
 
 
 def _say_how_it_was_drawn(files: RawFiles, chosen: dict[str, list[str]]) -> None:

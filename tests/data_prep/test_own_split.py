@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from data_prep import splits
-from tests.data_prep.helpers import built, class_folders, classes_of
+from tests.data_prep.helpers import built, class_folders, classes_of, pack
 
 CLASSES = {"train": ("ant", "bee"), "val": ("cat",), "test": ("dog",)}
 
@@ -100,6 +100,8 @@ def test_the_same_classes_below_two_folders_are_refused(first, second, tmp_path,
     raw = class_folders(tmp_path / "my raw", {f"{root}/{name}": 2 for root in (first, second) for name in names})
     line = refused("--dataset", "birds", "--raw", raw)
     assert "the same 4 class names below" in line and f"--raw '{raw}/{first}'" in line
+    line = refused("--dataset", "birds", "--raw", pack(raw, tmp_path / "birds.zip"))
+    assert f"unpack it and give one of these folders, such as {first}, or" in line
 
 
 @pytest.mark.parametrize("second", ["masks", "other"])
