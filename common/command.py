@@ -28,7 +28,7 @@ def command(main: Callable[[], None]) -> None:
         main()
     except UsageError as error:
         _close_bars()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # who read what is printed, as `head` does, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -38,7 +38,7 @@ def command(main: Callable[[], None]) -> None:
         if not lacks and "can't allocate memory" not in str(error):  # as torch says on a CPU
             raise
         _close_bars()
-        said = " ".join(str(error).split()) or "no memory left"
+        said = " ".join(str(error).splitlines()) or "no memory left"
         print(f"error: {said}; a run that had a checkpoint goes on from it with --resume", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

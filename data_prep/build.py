@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         built, files = build(options)
         for line in files.said if files else ():
-            print(f"note: {' '.join(line.split())}")
+            print(f"note: {' '.join(line.splitlines())}")
         parts = [
             summary(built),
             files.passed_over() if files else "",
@@ -203,10 +203,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{options.dataset}: {' · '.join(part for part in parts if part)}")
         return 0
     except UsageError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print("error: " + " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
     except (OSError, MemoryError) as error:  # no right to write, the disk is full
-        print("error: " + (" ".join(str(error).split()) or "no memory left"), file=sys.stderr)
+        print("error: " + (" ".join(str(error).splitlines()) or "no memory left"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing was changed", file=sys.stderr)

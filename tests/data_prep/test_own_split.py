@@ -97,7 +97,7 @@ def test_letters_that_differ_in_case_alone_are_two_classes(tmp_path):
 )
 def test_the_same_classes_below_two_folders_are_refused(first, second, tmp_path, refused):
     names = ("albatross", "cormorant", "gull", "tern")
-    raw = class_folders(tmp_path / "my raw", {f"{root}/{name}": 2 for root in (first, second) for name in names})
+    raw = class_folders(tmp_path / "my  raw", {f"{root}/{name}": 2 for root in (first, second) for name in names})
     line = refused("--dataset", "birds", "--raw", raw)
     assert "the same 4 class names below" in line and f"--raw '{raw}/{first}'" in line
     line = refused("--dataset", "birds", "--raw", pack(raw, tmp_path / "birds.zip"))
