@@ -77,6 +77,8 @@ def _classes(files: RawFiles, found: dict[str, list[list[str]]], index: tables.I
         split_of = splits.splits_of_names({row[split] for row in rows if len(row) > split}) if split is not None else {}
         missing = []
         for row in rows:
+            if any(row[len(names) :]):
+                raise UsageError(f"{where}: {','.join(row)[:50]!r} has more cells than the first line; use quotes")
             row += [""] * (1 + max(file, label, split or 0) - len(row))
             picture = _picture(files, index.find(row[file]), row[file], where)
             if picture is None:

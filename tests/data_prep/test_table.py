@@ -135,6 +135,7 @@ def test_folders_of_pictures_for_each_split_are_the_split(flat, tmp_path):
         ("p0.jpg,ant,x\np1.jpg,bee,y\n", "3 columns without names"),
         ("file,label,split\np0.jpg,ant,1\np1.jpg,bee,2\n", "1, 2 in column split, expected train, val and test"),
         ("file,label,split\np0.jpg,ant,train\np3.jpg,ant,test\n", "1 classes in train as well as test: ant"),
+        ("file,label\np0.jpg,ham\np1.jpg,egg, ham\n", "'p1.jpg,egg,ham' has more cells than the first line"),
         ("", "expected a table with a column of pictures"),
     ],
 )
