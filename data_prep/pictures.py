@@ -100,8 +100,10 @@ class Pictures:
         if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's JPEG holds a thumbnail so
             self.with_frames.append(name)
         halved = any(";16" in str(tile) for tile in image.tile) and not is_deep(image)  # Pillow drops the lower bytes
+        # As it is, because scaling it overshoots.
+        dark = halved and np.asarray(decoded(lambda: image.convert("RGB"))).max() < DARK
         pixels = np.asarray(decoded(lambda: self.convert(image)))
-        if np.ptp(pixels, axis=(0, 1)).max() < FLAT or halved and pixels.max() < DARK:
+        if dark or np.ptp(pixels, axis=(0, 1)).max() < FLAT:
             self.flat.append(name)
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 

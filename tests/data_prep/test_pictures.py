@@ -95,13 +95,16 @@ def test_a_pgm_of_16_bits_has_the_range_that_its_head_says(tmp_path, capsys):
     assert images.max() == round(255 * 0.9) and "guessed" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["label mask", "one colour", "12 bits in 16 bits of colour"])
+@pytest.mark.parametrize("kind", ["label mask", "one colour", "12 bits in 16 bits of colour", "14 bits, scaled"])
 def test_pictures_that_come_out_flat_are_said(kind, tmp_path, capsys):
     def save(path):
         if kind == "label mask":
             Image.fromarray(ramp(0, 3, np.uint8)).save(f"{path}.png")
         elif kind == "one colour":
             Image.new("RGB", (SIZE, SIZE), (200, 10, 10)).save(f"{path}.png")
+        elif kind == "14 bits, scaled":  # which overshoots beside a line
+            stripes = np.array([0, 16383, 16383] * 3, np.uint16)
+            write_png_of_16_bits(f"{path}.png", np.stack([np.tile(stripes, (5, 1))] * 3, axis=2))
         else:
             write_png_of_16_bits(f"{path}.png", np.stack([ramp(0, 4095, np.uint16)] * 3, axis=2))
 
