@@ -65,6 +65,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _path(text: str) -> Path:
+    if not text:  # as of a variable of the shell that has no value; it would mean the folder that one is in
+        raise argparse.ArgumentTypeError("expected a path, not an empty word")
     return Path(os.path.expanduser(text))  # the shell doesn't, in --raw=~/x
 
 

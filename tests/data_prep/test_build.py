@@ -23,6 +23,7 @@ from tests.data_prep.helpers import COUNTS, ROOT, class_folders, splits_of
         (["--dataset", "birds", "--raw", "nowhere.zip"], "nowhere.zip: no such file"),
         (["--dataset", "birds", "--raw", __file__], "expected a folder or an archive"),
         (["--dataset", "birds", "--raw", "RAW", "RAW"], "expected one folder"),
+        (["--dataset", "birds", "--raw", ""], "--raw: expected a path, not an empty word"),
         (["--dataset", "../birds", "--raw", "RAW"], "--dataset ../birds"),
         (["--dataset", "birds", "--raw", "RAW", "--size", "0"], "--size 0: expected 8 to 1024"),
         (["--dataset", "birds", "--raw", "RAW", "--size", "big"], "--size: invalid int value: 'big'"),
