@@ -2,11 +2,12 @@
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from common.shards import SPLITS, UsageError
 from data_prep import splits, tables
-from data_prep.files import RawFiles, a_few, table_of
+from data_prep.files import RawFiles, a_few, is_picture, table_of
 
 WNID = re.compile(r"n\d{8}")
 ILSVRC = re.compile(r"(n\d{8})_(\d+)\.jpe?g", re.IGNORECASE)  # n01532829_10026.JPEG, the number not padded
@@ -52,15 +53,19 @@ def _tables(files: RawFiles, csv_folder: Path | None) -> list[tuple[str, str]]:
 
 
 def _table(rows: list[list[str]], where: str) -> list[tuple[str, str]]:
-    """The file and WordNet id of each row: columns as other projects call them do too. Raises UsageError."""
+    """The file and WordNet id of each row, by what the columns hold, or are called. Raises UsageError."""
     header = tables.header_of(rows[0]) if rows else []
+    heads = 0 if rows and any(map(WNID.fullmatch, rows[0])) else 1
     file = tables.column(header, tables.FILE_COLUMNS)
-    label = tables.column([name if c != file else "" for c, name in enumerate(header)], tables.CLASS_COLUMNS)
+    file = _column_of(rows[heads:], is_picture) if file is None else file
+    label = _column_of(rows[heads:], WNID.fullmatch)
+    if label is None:  # not in each row; which is refused below
+        label = tables.column([name if c != file else "" for c, name in enumerate(header)], tables.CLASS_COLUMNS)
     if file is None or label is None:
         start = ",".join(rows[0])[:60] if rows else ""
         raise UsageError(f"{where}: starts with {start!r}, expected filename,label; get Ravi's csv files")
     result = []
-    for number, row in enumerate(rows[1:], 2):
+    for number, row in enumerate(rows[heads:], 1 + heads):
         name = row[file].replace("\\", "/") if file < len(row) else ""
         wnid = row[label] if label < len(row) else ""
         base = PurePosixPath(name).name
@@ -71,6 +76,10 @@ def _table(rows: list[list[str]], where: str) -> list[tuple[str, str]]:
             )
         result.append((name, wnid))
     return result
+
+
+def _column_of(rows: list[list[str]], fits: Callable[[str], object]) -> int | None:
+    return next((c for c in range(len(rows[0]) if rows else 0) if all(len(r) > c and fits(r[c]) for r in rows)), None)
 
 
 def _images(files: RawFiles, rows: list[tuple[str, str]]) -> dict[str, list[str]]:

@@ -99,7 +99,7 @@ def test_an_ilsvrc_folder_without_csv_files_says_which_option_is_missing(jpegs, 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("image,size\na.jpg,n01532829\n", "filename,label"),
+        ("image,size\na.jpg,small\n", "filename,label"),
         ("", "filename,label"),
         ("filename,label\nn0153282900000002.jpg,17\n", "line 2"),
         ("filename,label\nn0153282900000002.jpg\n", "line 2"),
@@ -143,6 +143,21 @@ def test_class_folders_are_built_beside_csv_files_of_other_projects(jpegs, tmp_p
     assert_built(built("miniimagenet", raw, tmp_path / "data"), jpegs)
     for split in WNIDS:
         (raw / f"{split}.csv").write_text("width,height\n84,84\n")
+    assert_built(built("miniimagenet", raw, tmp_path / "data"), jpegs)
+
+
+@pytest.mark.parametrize(
+    ("head", "line"),
+    [
+        ("filename,label,wnid\n", "{file},house finch,{wnid}"), ("label,picture of it,synset\n", "7,{file},{wnid}"),
+        ("", "{file},{wnid}"), ("", "{wnid};{file}"),
+    ],
+)  # fmt: skip
+def test_csv_files_may_have_other_columns_or_no_names_of_columns(head, line, jpegs, tmp_path):
+    raw = images_and_csv(jpegs, tmp_path / "raw")
+    for split, wnids in WNIDS.items():
+        lines = [line.format(file=file, wnid=wnid) for wnid in wnids for file in jpegs[wnid]]
+        (raw / f"{split}.csv").write_text(head + "\n".join(lines))
     assert_built(built("miniimagenet", raw, tmp_path / "data"), jpegs)
 
 
