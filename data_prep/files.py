@@ -114,6 +114,7 @@ def open_files(paths: list[Path], always: tuple[str, ...] = (), arrays: bool = T
                     break
                 if len(chosen) > MOST_ARCHIVES:
                     raise UsageError(f"--raw {path}: {len(chosen):,} archives within it, expected no more than a class")
+                _allow_open_files(3 * len(chosen))
                 for name in chosen:
                     _replace_by_content(members, name, path, stack)
             name = path.name if path.is_dir() else archives.without_suffix(path.name)
@@ -187,6 +188,18 @@ def _opened(path: Path, stack: ExitStack) -> Members:
     if not (archives.is_archive(path.name) or archives.looks_like_one(head)):
         raise UsageError(f"--raw {path}: expected a folder or an archive ({archives.READ})")
     return archives.open_archive(stack.enter_context(open(path, "rb")), str(path), stack)
+
+
+def _allow_open_files(more: int) -> None:
+    """As archives stay open, and a process may often have 1024 files or fewer until it asks for more."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        most = soft + more if hard == resource.RLIM_INFINITY else min(soft + more, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _replace_by_content(members: Members, name: str, path: Path, stack: ExitStack) -> None:

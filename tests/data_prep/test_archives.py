@@ -3,6 +3,8 @@
 import bz2
 import gzip
 import io
+import subprocess
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -10,11 +12,13 @@ import zlib
 import numpy as np
 import pytest
 
+from common.shards import ROOT
 from data_prep import archives, build
 from tests.data_prep.helpers import COUNTS, built, class_folders, pack, splits_of
 
 
 def zip_of(path, members):
+    path.parent.mkdir(exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
@@ -71,6 +75,16 @@ def test_archives_are_found_and_read_however_they_are_packed(how, tmp_path):
     for split, (images, _, names) in expected.items():
         np.testing.assert_array_equal(found[split][0], images)
         assert found[split][2] == names
+
+
+def test_there_may_be_more_archives_than_a_process_may_open_files_at_first(tmp_path):
+    picture = (class_folders(tmp_path, {"one": 1}) / "one" / "00.png").read_bytes()
+    for c in range(70):
+        zip_of(tmp_path / "raw" / f"class {c}.zip", {"0.png": picture})
+    command = [sys.executable, ROOT / "data_prep" / "build.py", "--dataset", "x", "--size", "8"]
+    command += ["--raw", tmp_path / "raw", "--data-dir", tmp_path / "data"]
+    done = subprocess.run(["sh", "-c", 'ulimit -Sn 64; exec "$@"', "sh", *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_zip_for_each_split_is_the_split(tmp_path):
