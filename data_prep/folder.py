@@ -221,6 +221,11 @@ def _say_how_it_was_drawn(files: RawFiles, chosen: dict[str, list[str]]) -> None
             f"the classes lie below {a_few(sorted(below), 4)}, which don't mean train, val and test: drawn over all of "
             "them"
         )
+    elif several := [top for top, count in below.items() if count > 1]:
+        files.said.append(
+            f"each innermost folder is a class, {below[several[0]]} of them in {several[0]}, in any split: if "
+            f"{several[0]} is one class, put all of its pictures into one folder"
+        )
     unread = [name for name in files if name not in files.used and _may_be_a_list(name)]
     if unread:
         files.said.append(f"{a_few(unread)} may say a split, but not as a class list does; see --split")

@@ -125,6 +125,12 @@ def test_characters_that_are_numbered_in_each_alphabet_are_classes(tmp_path):
     assert sorted(sum(found.values(), [])) == names
 
 
+def test_class_folders_in_others_which_may_be_the_classes_are_said(tmp_path, capsys):
+    names = [f"{c}/session{n}" for c in ("ant", "bee", "cat", "dog", "elk") for n in (1, 2)]
+    built("birds", class_folders(tmp_path / "raw", dict.fromkeys(names, 1)), tmp_path / "data")
+    assert "2 of them in ant, in any split: if ant is one class" in capsys.readouterr().out
+
+
 def test_folders_that_mean_no_split_are_said(tmp_path, capsys):
     names = [f"{top}/{c}{top}" for top in ("north", "south", "west") for c in ("ant", "bee")]
     built("birds", class_folders(tmp_path / "raw", dict.fromkeys(names, 1)), tmp_path / "data")
