@@ -62,6 +62,7 @@ def choose(
     if split and not listed.exists():
         splits.parse_shares(split)
         listed, shares = None, split
+    otherwise = f"draw the classes with --split {splits.SHARES}" if drawing else "give others with --split FOLDER"
     found = None
     if table:
         found = picture_table.read(files, table)
@@ -71,11 +72,11 @@ def choose(
     merged = {name: [p for of_split in by_split.values() for p in of_split] for name, by_split in found.items()}
     large = _large_enough(files, merged, least)
     if listed:
-        chosen = lists.given(listed, merged, files)
+        chosen = lists.given(listed, merged, files, otherwise)
     elif any(set(by_split) != {None} for by_split in found.values()):
         chosen = _own_split(files, found, shares)
     else:
-        chosen = None if shares else lists.found(files, merged)
+        chosen = None if shares else lists.found(files, merged, otherwise)
         if chosen is None and not drawing:
             return None
         if chosen is None:

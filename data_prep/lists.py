@@ -17,8 +17,9 @@ SUFFIXES = (*tables.SUFFIXES, ".lst", ".list", ".names", ".json")
 EXPECTED = "train.txt, val.txt and test.txt with the name of a class on each line, or one file of lines name,split"
 
 
-def given(path: Path, pictures: dict[str, list[str]], files: RawFiles) -> dict[str, list[str]]:
-    """The classes of each split as the folder or file `path` lists them. Raises UsageError."""
+def given(path: Path, pictures: dict[str, list[str]], files: RawFiles, otherwise: str) -> dict[str, list[str]]:
+    """The classes of each split as the folder or file `path` lists them; `otherwise`: what to do without, as a message
+    says it. Raises UsageError."""
     where = f"--split {path}"
     place = path.parent if path.is_file() else path
     groups = {}
@@ -38,11 +39,11 @@ def given(path: Path, pictures: dict[str, list[str]], files: RawFiles) -> dict[s
             groups = groups or _single_files(listing, Classes(pictures))
     if not groups:
         raise UsageError(f"{where}: no class list, expected {EXPECTED}")
-    return _chosen_of(groups, pictures, files, where, place)
+    return _chosen_of(groups, pictures, files, where, place, otherwise)
 
 
-def found(files: RawFiles, pictures: dict[str, list[str]]) -> dict[str, list[str]] | None:
-    """The classes of each split as lists beside the pictures say; None where there are none.
+def found(files: RawFiles, pictures: dict[str, list[str]], otherwise: str) -> dict[str, list[str]] | None:
+    """The classes of each split as lists beside the pictures say; None where there are none. `otherwise` as of `given`.
 
     Raises UsageError where lists disagree, can't be read, or name classes that aren't there.
     """
@@ -56,7 +57,7 @@ def found(files: RawFiles, pictures: dict[str, list[str]]) -> dict[str, list[str
             odd += [str(error)] * whole
             continue
         if not whole:
-            _refuse_a_list_too_few(files, shown, lists, classes)
+            _refuse_a_list_too_few(files, shown, lists, classes, otherwise)
         elif classes.are_in(lists):
             groups[shown] = lists
         else:
@@ -64,32 +65,28 @@ def found(files: RawFiles, pictures: dict[str, list[str]]) -> dict[str, list[str
             odd.append(f"{shown} name none of the classes, but {entry[:60]!r}")
     groups = groups or _single_files(files, classes)
     if odd and not groups:
-        raise UsageError(
-            f"{odd[0]}; if they are class lists, correct them; otherwise take them out, or draw the classes with "
-            f"--split {splits.SHARES}"
-        )
+        raise UsageError(f"{odd[0]}; if they are class lists, correct them; otherwise take them out, or {otherwise}")
     files.said += [f"passed over: {text}" for text in odd]
     if not groups:
         return None
     files.said.append(f"the split is that of {next(iter(groups))}")
-    return _chosen_of(groups, pictures, files, f"--raw {files.shown}", Path(files.shown))
+    return _chosen_of(groups, pictures, files, f"--raw {files.shown}", Path(files.shown), otherwise)
 
 
-def _refuse_a_list_too_few(files: RawFiles, shown: str, lists: Lists, classes: Classes) -> None:
+def _refuse_a_list_too_few(files: RawFiles, shown: str, lists: Lists, classes: Classes, otherwise: str) -> None:
     """Raise UsageError where two lists share out the classes; as two lists of pictures of all classes they say none."""
     named = [{name for entry in entries for name in classes.find(entry)} for entries in lists.values() if entries]
     if len(named) == 2 and all(named) and named[0].isdisjoint(named[1]):
         missing = next(split for split in SPLITS if not lists[split])
         raise UsageError(
-            f"--raw {files.shown}: {shown} list classes, but there is no list for {missing}; add it, or draw the "
-            f"classes with --split {splits.SHARES}"
+            f"--raw {files.shown}: {shown} list classes, but there is no list for {missing}; add it, or {otherwise}"
         )
     if any(named):
         files.said.append(f"{shown} share out pictures, not classes, and are passed over")
 
 
 def _chosen_of(
-    groups: dict[str, Lists], pictures: dict[str, list[str]], files: RawFiles, where: str, place: Path
+    groups: dict[str, Lists], pictures: dict[str, list[str]], files: RawFiles, where: str, place: Path, otherwise: str
 ) -> dict[str, list[str]]:
     classes = Classes(pictures)
     chosen = {name: _resolved(lists, classes, name) for name, lists in groups.items()}
@@ -99,7 +96,7 @@ def _chosen_of(
         one = place / first.split(", ")[0]
         which = f"say which, as in --split {shlex.quote(str(one))}" if one.exists() else "unpack them, and give one"
         raise UsageError(f"{where}: class lists that differ, {first} and {others[0]}; {which}")
-    splits.refuse_shared(chosen[first], files.shown, f"list each class once, or draw them: --split {splits.SHARES}")
+    splits.refuse_shared(chosen[first], files.shown, f"list each class once, or {otherwise}")
     listed = {name for names in chosen[first].values() for name in names}
     left = [name for name in pictures if name not in listed]
     if left:

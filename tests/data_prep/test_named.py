@@ -264,6 +264,14 @@ def test_cub_follows_the_lists_that_people_have(form, cub, tmp_path):
     assert classes_of(built("cub", cub, tmp_path / "data")) == chosen
 
 
+def test_lists_that_cannot_be_used_have_a_mend_that_the_set_takes(cub, refused):
+    for text in ("\n".join(BIRDS), "none of these"):
+        for split in ("train", "val", "test"):
+            (cub / f"{split}.txt").write_text(text)
+        line = refused("--dataset", "cub", "--raw", cub)
+        assert "or give others with --split FOLDER" in line and "0.64" not in line
+
+
 def test_a_set_under_a_name_that_is_like_a_known_one_is_asked_for(tmp_path, refused):
     for name, meant in (
         ("CIFAR-FS", "cifarfs"),
