@@ -252,6 +252,7 @@ def test_a_folder_that_is_no_whole_run_of_this_script_is_refused(command, tmp_pa
         assert files == {p: p.read_bytes() for p in (tmp_path / "part").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_test_on_another_data_set_has_images_like_the_trainings_and_says_how(command, tmp_path, capsys, data_dir):
     """Grey becomes RGB and the other way round, sizes change, and a run from before config.json told the shape of its
     images finds it in its data set."""
@@ -310,6 +311,7 @@ def test_a_relative_data_folder_is_found_again(where, command, tmp_path, monkeyp
     assert (place / "run" / "test-toy-5w1s-s0" / "result.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has huge pages")
 def test_a_run_asks_for_huge_pages_before_torch_makes_a_tensor(data_dir):
     """Which shows in large tensors' addresses: they begin a page."""
@@ -365,6 +367,7 @@ def test_gradients_and_running_averages_are_means_over_batches(batches, data_dir
         torch.testing.assert_close(b, sum(list(m.buffers())[i] for m in apart) / batches, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_gradient_larger_than_clip_is_scaled_down(command, tmp_path):
     """Two first steps, at a twentieth of the rate (warm-up), in the same direction: they end rate times clips apart."""
     clips = (0.01, 0.001)

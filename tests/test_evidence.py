@@ -29,6 +29,7 @@ def heads(data_dir):
     return next(real.heads(real.Options(dataset="toy", data_dir=data_dir), tasks=3))
 
 
+@pytest.mark.slow
 def test_every_routine_leads_to_the_same_head_and_the_same_meta_gradient(data_dir, heads, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)  # isn't installed
     options = paths.Options(dataset="toy", data_dir=data_dir, digits=6, repeats=1)
@@ -70,6 +71,7 @@ def test_heads_of_a_run_are_those_that_it_solves(command, data_dir, tmp_path):
 # The certificate
 
 
+@pytest.mark.slow
 def test_residual_over_strength_bounds_the_distance_at_every_newton_step(data_dir):
     options = certificate.Options(dataset="toy", data_dir=data_dir, episodes=40, tasks=20, checked=20, steps=6)
     found, distances = certificate.measure(options)

@@ -72,6 +72,7 @@ def test_a_released_checkpoint_labels_as_its_run_does(train, predicted, folders,
         np.testing.assert_allclose(*values, atol=0 if dtype == torch.float32 else 2e-2)
 
 
+@pytest.mark.slow
 def test_a_run_from_before_config_json_described_the_data_finds_it_in_its_data_set(
     train, predicted, folders, data_dir, tmp_path
 ):
@@ -100,6 +101,7 @@ def test_what_a_run_can_not_do_or_is_not_is_one_line(train, predicted, folders, 
     assert "has no checkpoint.pt, expected the folder of a training" in refused(predicted, run, *folders)
 
 
+@pytest.mark.slow
 def test_fewer_views_are_those_of_the_test_with_as_many(train, predicted, folders):
     run = train(options="--flip --views 2")
     _, _, two = predicted(run, *folders)
@@ -258,6 +260,7 @@ def test_a_thousand_pictures_take_less_than_ten_seconds(train, predicted, data_d
     assert status == 0 and len(rows) == 1000 and time.process_time() - started < 10
 
 
+@pytest.mark.slow
 def test_hundreds_of_classes_have_a_picture_of_some():
     labelled, task, pixels = labelled_pictures(600, (1, 16, 16))
     labelled.classes = [f"class{i}" for i in range(600)]

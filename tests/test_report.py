@@ -331,6 +331,7 @@ def test_a_page_of_one_run_holds_its_pictures_and_what_its_files_say(command, tm
             assert line.strip("| ").replace(" | ", "</td><td>") in page
 
 
+@pytest.mark.slow
 def test_a_page_of_many_runs_has_a_section_a_task_and_says_what_it_lacks(tmp_path, monkeypatch):
     for algorithm in ("maml", "convex_imaml"):
         write_run(tmp_path / "runs" / algorithm, algorithm)

@@ -56,6 +56,7 @@ def test_the_weights_that_validation_found_best_are_tested(command, tmp_path, mo
 # log.csv
 
 
+@pytest.mark.slow
 def test_rows_that_are_not_whole_or_came_after_the_checkpoint_are_dropped_on_resume(command, tmp_path, monkeypatch):
     assert command(f"{TINY} --steps 6 --out whole") == 0
     with monkeypatch.context() as patch:
@@ -247,6 +248,7 @@ def test_two_runs_that_start_at_once_with_the_same_name_get_two_folders(tmp_path
     assert list(made[0].iterdir()) == []
 
 
+@pytest.mark.slow
 def test_auto_is_settled_once_and_a_resumed_run_and_a_test_keep_it(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(meters, "has_bfloat16", lambda: True)
     with monkeypatch.context() as patch:
@@ -266,6 +268,7 @@ def test_auto_is_settled_once_and_a_resumed_run_and_a_test_keep_it(command, tmp_
     assert [result["precision"] for result in results] == ["bfloat16", "float32"]
 
 
+@pytest.mark.slow
 def test_with_minutes_the_device_is_waited_for_at_rows_alone(command, tmp_path, monkeypatch):
     waits, clock = [], meters.clock
     monkeypatch.setattr(meters, "clock", lambda device: waits.append(1) or clock(device))
