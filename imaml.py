@@ -4,7 +4,7 @@
     dL_query(phi*)/dtheta = (I + H / strength)^-1 grad L_query(phi*)                                         (Eq 5)
 
 with H the Hessian of the support loss. Gradient steps that keep no graph find phi*, and conjugate gradient solves Eq 5:
-memory doesn't grow with the inner steps. They have to settle, or the meta-gradient is worse than none: docs/maths.md.
+memory doesn't grow with the inner steps. Eq 5 holds where these have settled: log.csv says how far (docs/maths.md).
 
     python imaml.py --dataset omniglot --shots 1
 """
