@@ -120,7 +120,7 @@ def implicit_gradient(model: Model, phi: dict, x: Tensor, y: Tensor, v: Tensor, 
     gradient = flat(torch.autograd.grad(support_loss(model, phi, x, y), phi.values(), create_graph=True))  # (T, n)
 
     def matvec(p: Tensor) -> Tensor:
-        return p + flat(torch.autograd.grad(gradient, tuple(phi.values()), p, retain_graph=True)) / config.strength
+        return p + flat(torch.autograd.grad(gradient, phi.values(), p, retain_graph=True)) / config.strength
 
     radius = (1 + 1e-4) * v.norm(dim=1)  # with what rounding may add where H is next to 0
     solution = cg(matvec, v, tolerance=config.tolerance, iterations=config.cg_steps, radius=radius)
@@ -137,18 +137,19 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tensor]:
     """Add the meta-gradient of the tasks' mean query loss to .grad; return loss, accuracy and CG's statistics.
 
-    A task's query batch is normalised by its own statistics. Memory grows with the tasks, unless there are --batches.
+    A task's query batch is normalised by its own statistics. Memory grows with the tasks of a batch (--batches).
     """
     x, y = episode.x_support, episode.y_support
     phi = adapt(model, x, y, config.inner_steps, config, norms := [])
     logits = functional_call(model, phi, (episode.x_query, "batch"))  # (T, Q, N)
     loss = F.cross_entropy(logits.flatten(0, 1), episode.y_query.flatten())
-    v = len(x) * flat(torch.autograd.grad(loss, tuple(phi.values())))  # (T, n), a row of each task's own loss
+    v = len(x) * flat(torch.autograd.grad(loss, phi.values()))  # (T, n), a row of each task's own loss
     solution = implicit_gradient(model, phi, x, y, v, config)
     flat(p[None] for p in model.parameters()).backward(solution.value.mean(0, keepdim=True))
     accuracy = (logits.detach().argmax(-1) == episode.y_query).float().mean()
     statistics = solution.statistics()
-    statistics["inner_gradient"] /= (norms or [statistics["inner_gradient"]])[0]  # relative to its start
+    norms.append(statistics["inner_gradient"])
+    statistics["inner_gradient"] = norms[-1] / norms[0]  # relative to its start
     statistics["unsettled"] = statistics["inner_gradient"] > 0.1
     return {"loss": loss.detach(), "accuracy": accuracy, **statistics}
 
