@@ -3,6 +3,7 @@
 They run from the project's root, as `python -m benchmarks.NAME`; --help lists a command's options.
 """
 
+import dataclasses
 import importlib
 import json
 import multiprocessing
@@ -22,7 +23,7 @@ from common import meters
 from common.command import command
 from common.options import Options
 from common.run import Run, outer_optimizer
-from common.shards import ROOT
+from common.shards import ROOT, UsageError
 
 SCRIPTS = ("convex_imaml", "convex_maml", "maml", "imaml", "reptile", "cavia")
 
@@ -51,6 +52,20 @@ def settings(name: str, dataset: str, **options) -> tuple[ModuleType, Options]:
     script = importlib.import_module(name)
     of_set = script.SETTINGS.get(dataset, script.SETTINGS["other"])
     return script, script.Config(**{**of_set, "dataset": dataset, **options})
+
+
+def trained(run: Path, name: str) -> tuple[Options, dict[str, Tensor]]:
+    """The Config and best weights of a run folder of this script, or of a released one. Raises UsageError."""
+    try:
+        saved = json.loads((run / "config.json").read_text())["options"]
+        weights = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)["best_state"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"--run {run} is no whole run folder ({type(error).__name__}: {str(error)[:80]})") from None
+    if saved.get("algorithm") != name:
+        raise UsageError(f"--run {run}: expected a run of {name}.py")
+    script = importlib.import_module(name)
+    names = {field.name for field in dataclasses.fields(script.Config)}
+    return script.Config(**{option: value for option, value in saved.items() if option in names}), weights
 
 
 def training(

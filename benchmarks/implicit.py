@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 import imaml
-from benchmarks import OnData, markdown, report, settings, start
+from benchmarks import OnData, markdown, report, settings, start, trained
 from common.episodes import Episode, EpisodeLoader
 from common.meters import keep_memory
-from common.solvers import cg
 
 # (inner_steps, inner_rate, strength): settled, and not.
 PROBLEMS = ((8, 0.05, 0.5), (16, 0.05, 0.5), (8, 0.03, 2.0), (16, 0.03, 2.0), (3, 0.05, 0.5), (5, 0.1, 2.0))
@@ -62,15 +61,9 @@ def query_loss(model: imaml.Model, phi: dict[str, Tensor], episode: Episode) -> 
 
 
 def as_published(model: imaml.Model, phi: dict, x: Tensor, y: Tensor, v: Tensor, config: imaml.Config) -> Tensor:
-    """u of (2 I + H / (strength + 10)) u = v, by as many steps of conjugate gradient.   (T, n)"""
-    loss = imaml.support_loss(model, phi, x, y)
-    gradient = imaml.flat(torch.autograd.grad(loss, tuple(phi.values()), create_graph=True))
-
-    def matvec(p: Tensor) -> Tensor:
-        product = torch.autograd.grad(gradient, tuple(phi.values()), p, retain_graph=True)
-        return 2 * p + imaml.flat(product) / (config.strength + 10)
-
-    return cg(matvec, v, tolerance=config.tolerance, iterations=config.cg_steps).value
+    """Twice the u of (2 I + H / (strength + 10)) u = v, which is Eq 5 with another strength.   (T, n)"""
+    damped = dataclasses.replace(config, strength=2 * (config.strength + 10))
+    return imaml.implicit_gradient(model, phi, x, y, v, damped).value
 
 
 def measure(model: imaml.Model, loader: EpisodeLoader, config: imaml.Config, batches: int) -> dict[str, float]:
@@ -111,12 +104,14 @@ def as_table(rows: list[dict]) -> str:
 def main(options: Options) -> None:
     keep_memory()
     _, config = settings("imaml", options.dataset)
+    weights = None
+    if options.run:
+        config, weights = trained(options.run, "imaml")
     loader = EpisodeLoader(options.train_file, 5, 1, config.train_queries, options.tasks, seed=-3)
     torch.manual_seed(0)
     model = imaml.Model(loader.image_shape, config, torch.device("cpu"))
-    if options.run:
-        saved = torch.load(options.run / "checkpoint.pt", map_location="cpu", weights_only=True)
-        model.load_state_dict(saved["best_state"])
+    if weights:
+        model.load_state_dict(weights)
     rows = []
     for steps, rate, strength in PROBLEMS:
         problem = {"inner_steps": steps, "inner_rate": rate, "strength": strength, "cg_steps": options.cg_steps}

@@ -1,7 +1,6 @@
 """Heads of real episodes, which Convex iMAML has to solve, as solvers are given them."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -9,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import OnData, settings
+from benchmarks import OnData, settings, trained
 from common.episodes import EpisodeLoader
 from common.shards import UsageError
-from convex_imaml import Config, Model
+from convex_imaml import Model
 
 
 class Heads(NamedTuple):
@@ -47,7 +46,9 @@ def heads(options: Options, tasks: int) -> Iterator[Heads]:
     _, config = settings("convex_imaml", options.dataset, precision="float32")
     weights = None
     if options.run:
-        config, weights = trained(options.run)
+        config, weights = trained(options.run, "convex_imaml")
+        if config.learn_start:
+            raise UsageError(f"--run {options.run}: expected a run without --learn-start, whose heads start at 0")
     config = dataclasses.replace(config, views=1)
     queries = 15
     loader = EpisodeLoader(
@@ -69,18 +70,3 @@ def heads(options: Options, tasks: int) -> Iterator[Heads]:
                 f.new_zeros(options.ways, f.shape[1]), model.log_strength.exp().double(),
                 model.log_logit_scale.exp().double(),
             )  # fmt: skip
-
-
-def trained(run: Path) -> tuple[Config, dict[str, Tensor]]:
-    """The Config and best weights of a run folder, or of a released one."""
-    try:
-        saved = json.loads((run / "config.json").read_text())["options"]
-        weights = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)["best_state"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"--run {run} is no whole run folder ({type(error).__name__}: {str(error)[:80]})") from None
-    if saved.get("algorithm") != "convex_imaml" or saved.get("learn_start"):
-        raise UsageError(
-            f"--run {run}: expected a run of convex_imaml.py without --learn-start, whose heads start at 0"
-        )
-    names = {field.name for field in dataclasses.fields(Config)}
-    return Config(**{name: value for name, value in saved.items() if name in names}), weights
