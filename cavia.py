@@ -163,7 +163,7 @@ def main() -> None:
         mean = MeanOverBatches(model, run.batches)
         batches = []
         for episode in run.draw(train):  # this process's share of the meta-step's batches
-            batches.append(meta_step(model, episode, config))  # adds the meta-gradient to .grad
+            batches.append(run.launch(meta_step, model, episode, config))  # adds the meta-gradient to .grad
             mean.add()
         mean.over_processes()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)

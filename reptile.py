@@ -97,7 +97,8 @@ def adapt(
     phi = {name: p.detach().expand(len(x), *p.shape).clone().requires_grad_() for name, p in model.named_parameters()}
     moments = [moment.expand(len(x), *moment.shape).clone() for moment in model.moments()]
     if config.inner_optimizer == "adam":
-        optimizer = torch.optim.Adam(phi.values(), lr=config.inner_rate, betas=(0.0, 0.999), fused=True)
+        rate, on_gpu = config.inner_rate, x.is_cuda  # where what it does may be recorded
+        optimizer = torch.optim.Adam(phi.values(), lr=rate, betas=(0.0, 0.999), fused=True, capturable=on_gpu)
         for p, moment in zip(phi.values(), moments):
             state = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": moment}  # changed in place
             optimizer.state[p] = {"step": model.steps.clone().float(), **state}
@@ -178,7 +179,7 @@ def main() -> None:
         mean = MeanOverBatches(model, run.batches)
         batches = []
         for episode in run.draw(train):  # this process's share of the meta-step's batches
-            batches.append(meta_step(model, episode, config))  # adds the meta-gradient to .grad
+            batches.append(run.launch(meta_step, model, episode, config))  # adds the meta-gradient to .grad
             mean.add()
         mean.over_processes()
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)

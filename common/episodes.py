@@ -181,7 +181,7 @@ class EpisodeLoader:
         support, y_support = _shuffle(places[:, :, :K], generator)
         if self.unequal:
             kept = _unequal(y_support, N, self.shots, generator)
-            support, y_support = support[kept].view(T, -1), y_support[kept].view(T, -1)
+            support, y_support = support.gather(1, kept), y_support.gather(1, kept)
         query, y_query = _shuffle(places[:, :, K:], generator)
         images = normalised(self._pixels(rows), self.mean, self.std)
         of_tasks = (x.to(self.device, non_blocking=True) for x in (support, query, y_support, y_query, classes, rows))
@@ -213,13 +213,14 @@ def _shuffle(places: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 def _unequal(labels: Tensor, ways: int, shots: int, generator: torch.Generator) -> Tensor:
     """Which of 2 shots - 1 support images a class, whose labels are (T, n) in random order, a task keeps: ways x shots
-    of them, of two classes at a time k and 2 shots - k.   (T, n) bool"""
+    of them, of two classes at a time k and 2 shots - k.   (T, ways x shots), in their order"""
     few = torch.randint(1, 2 * shots, (len(labels), ways // 2), generator=generator, device=generator.device)
     mean = few.new_full((len(labels), ways % 2), shots)
     counts = torch.cat([few, 2 * shots - few, mean], 1)  # (T, N)
     order = torch.rand(counts.shape, generator=generator, device=generator.device).argsort(1)
     seen = F.one_hot(labels, ways).cumsum(1).gather(2, labels[:, :, None])[:, :, 0]  # the so-manieth of its class
-    return seen <= counts.gather(1, order).gather(1, labels)
+    kept = seen <= counts.gather(1, order).gather(1, labels)
+    return kept.sort(dim=1, descending=True, stable=True).indices[:, : ways * shots]
 
 
 def _free_memory(device: torch.device) -> float:

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from common.shards import UsageError
 
@@ -82,6 +84,15 @@ def settled_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device {name}: {reason}; this machine can use --device auto or cpu") from None
+
+
+def questions(x: Tensor) -> Literal["free", "dear", "impossible"]:
+    """What it costs the host to ask for a number on x's device. On a CPU nothing, and knowing it may save work. A GPU
+    first ends all work that is queued, and is idle after that until more comes. While it is recorded it can't answer.
+    """
+    if not x.is_cuda:
+        return "free"
+    return "impossible" if torch.cuda.is_current_stream_capturing() else "dear"
 
 
 def settled_precision(name: str, device: torch.device) -> str:

@@ -7,12 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common import meters
 from common.solvers import Solution, cg
 
 # Newton's matrix is factored in S x S blocks. Above this many support images, batched factorisations cost more than
 # conjugate gradient does (2 cores, float32, 16 tasks, 800 features: 5-way 5-shot 9 against 20 ms, 10-shot 24
 # against 27, 20-way 3-shot 79 against 46; with fewer features conjugate gradient catches up earlier).
 LARGEST_FACTOR = 40
+# Newton's steps on a GPU before it is asked whether all tasks have converged. Trainings took up to 11 on Omniglot.
+UNASKED_STEPS = 12
 # A meta-gradient whose u (below) may be further off than this, relative to its length, is solved again in float64.
 GRADIENT_TOLERANCE = 1e-3
 
@@ -46,20 +49,27 @@ def newton_head(
     picks "cg" where S > LARGEST_FACTOR. Where float32 doesn't converge, as when the features' Gram matrix is
     1e6 times the strength, the batch is solved again in float64.
 
-    Raises ValueError where strength isn't positive.
+    A GPU is asked nothing that it would have to end its work for: there "auto" is "cholesky", all is in float64 at
+    once, and of the `iterations` that remain UNASKED_STEPS are made, and as many more where some task needs them; while
+    a step is recorded (common/capture.py), no more.
+
+    Raises ValueError where strength isn't positive; on a GPU the optimum is no number then.
     """
-    if strength <= 0:
-        raise ValueError(
-            f"strength is {float(strength)}, expected a positive number: the optimum isn't unique otherwise"
-        )
+    if free := meters.questions(features) == "free":
+        if strength <= 0:
+            raise ValueError(
+                f"strength is {float(strength)}, expected a positive number: the optimum isn't unique otherwise"
+            )
+    else:
+        strength = torch.where(strength > 0, strength, torch.nan)
     if method == "auto":
-        method = "cg" if features.shape[1] > LARGEST_FACTOR else "cholesky"
-    for dtype in (features.dtype, torch.float64):
+        method = "cg" if free and features.shape[1] > LARGEST_FACTOR else "cholesky"
+    for dtype in (features.dtype, torch.float64) if free else (torch.float64,):
         problem = ProximalHead(
             features.detach().to(dtype), labels, W0.detach().to(dtype), strength.detach().to(dtype), method
         )
         W, residual, count, converged = problem.minimise(tolerance, iterations)
-        if converged.all() or dtype == torch.float64 or features.device.type == "mps":  # which has no float64
+        if dtype == torch.float64 or features.device.type == "mps" or converged.all():  # mps has no float64
             break
     residual = residual.to(features.dtype)
     more = {"certificate": residual / strength.detach()}
@@ -76,6 +86,8 @@ class ProximalHead:
     def __init__(self, features: Tensor, labels: Tensor, W0: Tensor, strength: Tensor, method: str = "cholesky"):
         self.F, self.W0, self.strength, self.method = features, W0, strength, method
         self.Y = F.one_hot(labels, W0.shape[0]).to(features.dtype)  # (T, S, N)
+        halved = features.new_full((8,), 0.5).cumprod(0).cumprod(0)  # 1/2, 1/8, 1/64, ..., as saturated heads need 1e-8
+        self.lengths = torch.cat([halved.new_zeros(1), halved.new_ones(1), halved])  # that a line search tries
         if method == "cholesky":
             self.K = features @ features.mT / strength  # (T, S, S)
             self.eye = torch.eye(features.shape[1], dtype=features.dtype, device=features.device)
@@ -111,18 +123,20 @@ class ProximalHead:
         A = torch.addcmul(self.eye, scale, self.K[:, None])
         E = scale * _inverse(A, self.eye)
         Ex = torch.linalg.vecdot(E, (v @ self.F.mT)[:, :, None])  # (T, N, S)
-        shared = torch.cholesky_solve(Ex.sum(1)[..., None], torch.linalg.cholesky_ex(E.sum(1)).L)  # (T, S, 1)
+        shared = _solve(E.sum(1), Ex.sum(1)[..., None])  # (T, S, 1)
         Qx = Ex - torch.linalg.vecdot(E, shared[:, None].mT)
         return (v - Qx @ self.F / self.strength) / self.strength
 
     def implicit(self, P: Tensor, v: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """(u of (H + strength I) u = v, the most that |error of u| can be a task, relative to |u|).
 
-        A task whose u may be off by more than GRADIENT_TOLERANCE is factored in float64, one at a time.
+        A task whose u may be off by more than GRADIENT_TOLERANCE is factored in float64, one at a time; on a GPU all
+        are in float64 already.
         """
         u = self.solve(P, v, tolerance=torch.finfo(v.dtype).eps ** 0.75)  # (T, N, d)
         error = self._error(P, v, u)
-        if v.device.type == "mps" or v.dtype == torch.float64 and self.method == "cholesky":
+        in_float64 = v.dtype == torch.float64 and (self.method == "cholesky" or meters.questions(v) != "free")
+        if in_float64 or v.device.type == "mps":
             return u, error  # there is nothing better
         for task in (~(error <= GRADIENT_TOLERANCE)).nonzero().flatten().tolist():
             one = slice(task, task + 1)
@@ -156,20 +170,23 @@ class ProximalHead:
         slope, cross, square = (torch.stack([g, W - self.W0, D]) * D).sum((-1, -2))  # (T,) each
         rounding = 4 * torch.finfo(Z.dtype).eps * (1 + Z.abs().amax((1, 2)))  # of the difference of two losses
 
-        def longest(*steps: float) -> Tensor:
-            t = W.new_tensor([0.0, *steps])[:, None]  # (1 + J, 1)
+        def longest(lengths: Tensor) -> Tensor:
+            t = lengths[:, None]  # (1 + J, 1), the first of them 0
             logits = torch.addcmul(Z, t[..., None, None], ZD)  # (1 + J, T, S, N), at none and every step
             loss = (logits.log_softmax(-1) * self.Y).sum((-1, -2)) / -self.F.shape[1]  # (1 + J, T)
             change = loss - loss[0] + self.strength * t * (cross + t * square / 2)
             return torch.where(change <= 1e-4 * t * slope + rounding, t, 0.0).amax(0)
 
-        length = longest(1.0)
-        if not length.all():  # rarely
-            length = longest(*(0.5 ** (j * (j + 1) / 2) for j in range(9)))  # 1, 1/2, 1/8, ...: saturated need 1e-8
-        return length, ZD
+        if meters.questions(W) == "free":
+            length = longest(self.lengths[:2])
+            if length.all():  # nearly always
+                return length, ZD
+        return longest(self.lengths), ZD
 
     def minimise(self, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(W*, residual, iterations, converged) as in Solution."""
+        asked = meters.questions(self.F)
+        unasked = 0 if asked == "free" else UNASKED_STEPS
         W = self.W0.expand(len(self.F), *self.W0.shape)
         Z = self.F @ W.mT  # (T, S, N)
         count = torch.zeros(len(self.F), dtype=torch.long, device=W.device)
@@ -181,13 +198,15 @@ class ProximalHead:
                 at_start = residual <= torch.finfo(W.dtype).eps * self.F.norm(dim=-1).mean(-1)
             moved = (W - self.W0).flatten(1).norm(dim=-1)
             converged = at_start | (residual < tolerance * self.strength * moved)  # False where it is no number
-            if step == iterations or converged.all():
+            if step == iterations:
+                break
+            if step % (unasked + 1) == unasked and (asked == "impossible" or converged.all()):
                 break
             count += ~converged
             D = -self.solve(P, g, tolerance=1e-4)  # near the optimum each step gains at least these four digits
             length, ZD = self.line_search(W, g, D, Z)
             length = torch.where(converged, 0.0, length)[:, None, None]
-            if not length.any():
+            if asked == "free" and not length.any():
                 break  # those left can't move, and are reported as not converged
             W, Z = torch.addcmul(W, length, D), torch.addcmul(Z, length, ZD)
         return W, residual, count, converged
@@ -216,13 +235,25 @@ class _AtOptimum(torch.autograd.Function):
         return to_features.to(dtype), (head.strength * u.sum(0)).to(dtype), to_strength.to(dtype), None, None, None
 
 
+# On CUDA, torch's own functions of a Cholesky factor go through the matrices one by one, or through a library whose
+# work can't be recorded; triangular systems do neither.
+
+
 def _inverse(A: Tensor, eye: Tensor) -> Tensor:
     """Of symmetric matrices with eigenvalues of 1 and more."""
     L = torch.linalg.cholesky_ex(A).L
-    if A.device.type != "cuda":
+    if not A.is_cuda:
         return torch.cholesky_inverse(L)
     root = torch.linalg.solve_triangular(L, eye, upper=False)
-    return root.mT @ root  # where cholesky_inverse goes through the matrices one by one
+    return root.mT @ root
+
+
+def _solve(A: Tensor, b: Tensor) -> Tensor:
+    """x of A x = b, for positive definite A."""
+    L = torch.linalg.cholesky_ex(A).L
+    if not A.is_cuda:
+        return torch.cholesky_solve(b, L)
+    return torch.linalg.solve_triangular(L.mT, torch.linalg.solve_triangular(L, b, upper=False), upper=True)
 
 
 def _times_softmax_hessian(P: Tensor, x: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from common import meters
+
 
 class Solution(NamedTuple):
     """What a solver returns. `value` may carry gradients; the rest is for the log."""
@@ -40,7 +42,8 @@ def cg(
     radius: (T,) minimise x'Ax / 2 - b'x over |x| <= radius instead, by Steihaug's rule (1983): along the first
     direction of no positive curvature (p'Ap <= 0), and where x would leave the ball, go to its edge and stop there.
     Without it a task stops where it is at such a direction: its A isn't positive definite.
-    value: (T, n).   residual: |b - A x| a task.   at_edge: the tasks that stopped at such a place, bool.
+    value: (T, n).   residual: |b - A x| a task; on a GPU, which isn't asked when to stop, as the recurrence has it.
+    at_edge: the tasks that stopped at such a place, bool.
     converged: residual <= tolerance |b|, or the rounding of so many steps, and not at_edge.
     """
     x, r, p = torch.zeros_like(b), b.clone(), b.clone()
@@ -48,9 +51,10 @@ def cg(
     target = (tolerance * b.norm(dim=-1)).square()
     at_edge = torch.zeros_like(rr, dtype=torch.bool)
     count = torch.zeros_like(rr, dtype=torch.long)
+    asked = meters.questions(b) == "free"
     for _ in range(b.shape[-1] if iterations is None else iterations):
         active = ~at_edge & (rr > target)
-        if not active.any():
+        if asked and not active.any():
             break
         count += active
         Ap = matvec(p)
@@ -68,7 +72,7 @@ def cg(
         p = torch.where(active[:, None], r + (rr_new / torch.where(active, rr, 1.0))[:, None] * p, p)
         rr = rr_new
     residual = rr.sqrt()
-    if (~at_edge & (rr <= target)).any():  # the recurrence drifts from the true residual by rounding
+    if asked and (~at_edge & (rr <= target)).any():  # the recurrence drifts from the true residual by rounding
         residual = (b - matvec(x)).norm(dim=-1)
     slack = 10 * torch.finfo(b.dtype).eps * (1 + count)
     converged = ~at_edge & (residual <= (tolerance + slack) * b.norm(dim=-1))

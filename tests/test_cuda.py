@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.capture import Captured, recorded
 from common.conv4 import BLOCKS
 from common.derivatives import batch_norm, convolve, max_pool
 from common.episodes import EpisodeLoader
 from common.newton import newton_head
-from common.shards import ROOT
+from common.run import outer_optimizer
+from common.shards import ROOT, UsageError
 from tests.gradients import a_model, an_episode, gradients_of
 from tests.test_scripts import every_script
 
@@ -55,6 +57,52 @@ def test_a_prediction_is_the_cpus(script, transductive, data_dir):
     config, cpu, cuda = on_both(script, data_dir)
     logits, others = (script.predict(model.eval(), episode, config, transductive) for model, episode in (cpu, cuda))
     torch.testing.assert_close(others.cpu(), logits, rtol=1e-7, atol=1e-9)
+
+
+@every_script
+@pytest.mark.parametrize("precision", ("float32", "bfloat16"))
+def test_a_captured_step_is_the_step_on_other_episodes_and_other_shapes(script, precision, data_dir):
+    """Recorded once a shape; gradients, what is told and running averages are those of the step that isn't recorded."""
+    config = script.Config(width=8, precision=precision)
+    ours, other = (a_model(script, config, device=CUDA) for _ in range(2))
+    loader, captured = EpisodeLoader(data_dir / "toy" / "train.h5", 5, 2, 3, 4, CUDA), Captured(script.meta_step)
+    for shots in (2, 2, 2, 3, 2):
+        loader.shots = loader.most_shots = shots
+        episode = loader.sample()
+        told, expected = captured(ours, episode, config), script.meta_step(other, episode, config)
+        assert told.keys() == expected.keys()
+        torch.testing.assert_close(told["loss"], expected["loss"], rtol=1e-3, atol=1e-4)
+        for (name, p), q in zip(ours.named_parameters(), other.parameters()):
+            assert (p.grad - q.grad).norm() <= 0.05 * q.grad.norm() + 1e-6, name  # kernels add in any order
+        for (name, b), c in zip(ours.named_buffers(), other.buffers()):
+            torch.testing.assert_close(b, c, rtol=1e-2, atol=1e-3, msg=name)
+        ours.zero_grad()
+        other.zero_grad()
+    assert len(captured.recordings) == 2
+
+
+@pytest.mark.slow
+@every_script
+def test_the_memory_of_captured_steps_stays_flat(script, data_dir):
+    """Over 2,000 steps with all of main's loop: the optimiser's step, and the numbers that the log keeps for a row."""
+    config = script.Config(width=8)
+    model, captured = a_model(script, config, device=CUDA), Captured(script.meta_step)
+    loader, optimizer = EpisodeLoader(data_dir / "toy" / "train.h5", 5, 2, 3, 4, CUDA), outer_optimizer(model, config)
+    kept, used = [], []
+    for step in range(2000):
+        optimizer.zero_grad()
+        kept.append(captured(model, loader.sample(), config))
+        optimizer.step()
+        if step % 50 == 49:
+            kept.clear()
+            used.append(torch.cuda.memory_allocated())
+    assert max(used[2:]) <= used[2]
+
+
+def test_a_step_that_asks_the_host_isnt_recorded_and_says_what_to_do():
+    x = torch.ones(3, device=CUDA)
+    with pytest.raises(UsageError, match="--no-capture"):
+        recorded(lambda: ({}, {"loss": x * float(x.sum())}))
 
 
 @every_layout
