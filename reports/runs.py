@@ -14,6 +14,7 @@ from reports.methods import ALGORITHMS, DATASETS
 # Options that say nothing of how a run was trained. Runs that differ in no others are one, with other seeds.
 ASIDE = {
     "seed", "out", "data_dir", "device", "resume", "evaluate", "images", "test_episodes", "print_config", "precision",
+    "capture",
 }  # fmt: skip
 Task = tuple[str, int, int]  # data set, ways, shots
 

@@ -225,3 +225,14 @@ def test_settings_are_compared_over_seeds_and_a_stopped_comparison_goes_on(data_
     row = (tmp_path / "widths.md").read_text().strip().splitlines()[-1]
     gain = sum(r["val_accuracy"] * (1 if r["width"] == 8 else -1) for r in runs) / 2
     assert row.startswith("| width=8,block=norm-pool |") and f"| {gain:+.4f} (" in row
+
+
+@pytest.mark.slow
+def test_the_gpus_command_measures_meta_steps_against_the_plain_step(tmp_path):
+    words = "--device cpu --parts steps --tasks 2 --precisions float32 --datasets omniglot --turns 2 --repeats 1"
+    benchmark("gpu", tmp_path, words, "--algorithms", "convex_imaml", "reptile")
+    rows = json.loads((tmp_path / "gpu-steps.json").read_text())["rows"]
+    assert [row["step"] for row in rows] == ["plain step", "convex_imaml", "reptile"]
+    assert all(len(row["seconds"]) == 2 and row["ms"] > 0 and not row["captured"] for row in rows)
+    lines = (tmp_path / "gpu-steps.md").read_text().strip().splitlines()
+    assert lines[-3].split(" | ")[6] == "1.00" and lines[-2].startswith("| convex_imaml | omniglot | 2 | float32 |")

@@ -1,0 +1,205 @@
+"""Everything that is to be known of one GPU, in one command: tests, meta-steps, and time to accuracy.
+
+    python -m benchmarks.gpu --out results/benchmarks/cuda
+
+tests: tests/test_cuda.py.   steps: meta-steps of all scripts as they are and as replayed CUDA graphs, against one plain
+forward and backward of the backbone over the same images, which is captured too, in turns in one process.
+accuracy: seconds of training until validation on Omniglot is at .95, .98 and .99, each script with its own settings.
+A part is saved when it is done. With --device cpu nothing can be captured, and tests/test_cuda.py skips itself.
+"""
+
+import dataclasses
+import itertools
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks import SCRIPTS, markdown, problems, report, save, seconds_of, start
+from benchmarks.run import OURS, WIDTHS
+from common import log, meters
+from common.capture import Captured
+from common.episodes import Episode
+from common.shards import ROOT, UsageError
+
+PLAIN = "plain step"
+LEVELS = (0.95, 0.98, 0.99)  # of validation accuracy
+
+
+@dataclass
+class Options:
+    parts: tuple[Literal["tests", "steps", "accuracy"], ...] = ("tests", "steps", "accuracy")
+    device: str = "cuda"
+    algorithms: tuple[str, ...] = SCRIPTS
+    datasets: tuple[str, ...] = tuple(WIDTHS)
+    """whose shapes the meta-steps have; their images are random"""
+    tasks: tuple[int, ...] = (4, 16, 64)
+    """of the meta-steps"""
+    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    turns: int = 5
+    """that count, after one that doesn't"""
+    repeats: int = 10
+    """steps in a turn, at whose end the device is waited for"""
+    data_dir: Path = ROOT / "data"
+    """with Omniglot in it, for the part on accuracy"""
+    seconds: float = 30.0
+    """of each script's training on Omniglot"""
+    eval_every: int = 100
+    """steps between validations in it"""
+    out: Path | None = None
+    """folder for gpu-PART.md and .json"""
+
+    def __post_init__(self):
+        if self.turns < 1 or self.repeats < 1:
+            raise UsageError(f"--turns {self.turns} --repeats {self.repeats}: expected 1 or more")
+
+
+def tests(options: Options) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_cuda.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    told = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    summary = "\n".join([*told, done.stdout.strip().splitlines()[-1]])
+    content = {"status": done.returncode, "summary": summary}
+    report(options.out, "gpu-tests", content, f"`pytest tests/test_cuda.py`\n\n{summary}", options.device)
+
+
+def plain_step(model: nn.Module, episode: Episode, config) -> dict[str, Tensor]:
+    loss = model.backbone(episode.images, "batch").square().mean()
+    loss.backward()
+    return {"loss": loss.detach()}
+
+
+def ready(name: str, dataset: str, tasks: int, precision: str, captured: bool, device: torch.device) -> Callable:
+    """A script's meta-step, or the plain step, and a step of Adam. Raises UsageError where it can't be captured."""
+    algorithm = "maml" if name == PLAIN else name
+    given = {"precision": precision, **OURS[algorithm]}
+    script, config, model = problems.our_model(algorithm, dataset, WIDTHS[dataset], **given)
+    model.to(device)
+    episode = problems.random_episode(dataset, tasks)
+    if name == "reptile":  # its tasks have a training image for each of the inner steps' batches
+        episode.support, episode.y_support = episode.query, episode.y_query
+    episode = dataclasses.replace(episode, **{key: value.to(device) for key, value in vars(episode).items()})
+    meta_step = plain_step if name == PLAIN else script.meta_step
+    meta_step = Captured(meta_step) if captured else meta_step
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
+
+    def step():
+        optimizer.zero_grad()
+        meta_step(model, episode, config)
+        optimizer.step()
+
+    step()
+    return step
+
+
+def measure(options: Options, dataset: str, tasks: int, precision: str, device: torch.device) -> list[dict]:
+    """A row a step and way, all taking turns: `ms`, or `error`."""
+    rows, steps = [], []
+    ways = (False, True) if device.type == "cuda" else (False,)
+    for name, captured in itertools.product((PLAIN, *options.algorithms), ways):
+        row = {"step": name, "captured": captured, "dataset": dataset, "tasks": tasks, "precision": precision}
+        try:
+            steps.append(ready(name, dataset, tasks, precision, captured, device))
+        except (UsageError, torch.cuda.OutOfMemoryError) as error:
+            steps.append(None)
+            row["error"] = str(error).splitlines()[0]
+        rows.append(row | {"seconds": []})
+    for turn in range(options.turns + 1):
+        for row, step in zip(rows, steps):
+            if step:
+                seconds = seconds_of(lambda: [step() for _ in range(options.repeats)], device)
+                row["seconds"] += [seconds / options.repeats] if turn else []
+    for row in rows:
+        if "error" not in row:
+            row["ms"] = 1e3 * statistics.median(row["seconds"])
+    return rows
+
+
+def steps(options: Options) -> None:
+    device = meters.settled_device(options.device)
+    rows = []
+    for given in tqdm(list(itertools.product(options.datasets, options.tasks, options.precisions)), leave=False):
+        rows += measure(options, *given, device)
+        if options.out:  # so that a command cut short leaves them
+            save(options.out, "gpu-steps", {"rows": rows}, as_table(rows), options.device)
+    report(options.out, "gpu-steps", {"rows": rows}, as_table(rows), options.device)
+
+
+def as_table(rows: list[dict]) -> str:
+    """Steps as they are and captured, in ms; captured ones' share of the captured plain step; tasks a second."""
+    at = {(r["step"], r["captured"], r["dataset"], r["tasks"], r["precision"]): r for r in rows}
+    lines = []
+    for row in rows:
+        if row["captured"]:
+            continue
+        what = (row["dataset"], row["tasks"], row["precision"])
+        eager, captured, plain = row, at.get((row["step"], True, *what)), at.get((PLAIN, True, *what))
+        best = captured if captured and "ms" in captured else eager
+        against = plain if plain and "ms" in plain else at[PLAIN, False, *what]
+        both = "ms" in best and "ms" in against
+        ratio = f"{best['ms'] / against['ms']:.2f}" if both else ""
+        tasks = f"{1e3 * row['tasks'] / best['ms']:,.0f}" if both else ""
+        lines.append([row["step"], *what, shown(eager), shown(captured) if captured else "", ratio, tasks])
+    heads = ["step", "images of", "tasks", "precision", "ms as it is", "ms captured", "/ plain step", "tasks a second"]
+    return markdown(heads, lines)
+
+
+def shown(row: dict) -> str:
+    return f"{row['ms']:.2f}" if "ms" in row else row["error"]
+
+
+def accuracy(options: Options) -> None:
+    """Each script is a process of its own. Its start doesn't count, recording the step does."""
+    if not (options.data_dir / "omniglot" / "val.h5").exists():
+        raise UsageError(
+            f"--data-dir {options.data_dir}: expected omniglot in it, as build.py builds it; or leave the part "
+            "accuracy out"
+        )
+    rows = []
+    for name in options.algorithms:
+        with tempfile.TemporaryDirectory() as folder:
+            words = ["--dataset", "omniglot", "--data-dir", options.data_dir, "--device", options.device]
+            words += ["--minutes", options.seconds / 60, "--eval-every", options.eval_every, "--val-episodes", 500]
+            run = Path(folder, "run")
+            command = [sys.executable, ROOT / f"{name}.py", *map(str, words), "--test-episodes", "2", "--out", run]
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                rows.append({"algorithm": name, "error": done.stderr.strip().splitlines()[-1]})
+                continue
+            written = log.read(run / "log.csv", 10**9).rows
+        validated = [row for row in written if "val_accuracy" in row]
+        until = {level: [r for r in validated if float(r["val_accuracy"]) >= level] for level in LEVELS}
+        rows.append({
+            "algorithm": name, "steps": int(written[-1]["step"]), "step_ms": float(written[-1]["step_ms"]),
+            "val_accuracy": max(float(r["val_accuracy"]) for r in validated),
+            "seconds": {str(level): float(rs[0]["seconds"]) if rs else None for level, rs in until.items()},
+        })  # fmt: skip
+    lines = []
+    for row in rows:
+        if "error" in row:
+            lines.append([row["algorithm"], row["error"]])
+            continue
+        seconds = ["not reached" if s is None else f"{s:.1f}" for s in row["seconds"].values()]
+        best, steps_made = f"{row['val_accuracy']:.4f}", f"{row['steps']:,}"
+        lines.append([row["algorithm"], *seconds, best, steps_made, f"{row['step_ms']:.1f}"])
+    heads = ["script", *(f"seconds to {level}" for level in LEVELS), "best validation", "steps", "ms of the last steps"]
+    content = {"seconds": options.seconds, "eval_every": options.eval_every, "rows": rows}
+    report(options.out, "gpu-accuracy", content, markdown(heads, lines), options.device)
+
+
+def main(options: Options) -> None:
+    for part in (tests, steps, accuracy):
+        if part.__name__ in options.parts:
+            part(options)
+
+
+if __name__ == "__main__":
+    start(main, Options)
