@@ -82,6 +82,23 @@ def task(row: Row) -> tuple[str, int, int]:
     return row.result["dataset"], row.result["ways"], row.result["shots"]
 
 
+def elsewhere(row: Row) -> bool:
+    """Whether it was tested on another data set than it was trained on."""
+    return row.result["dataset"] != row.config["options"]["dataset"]
+
+
+@functools.cache
+def times() -> Times:
+    """What a step takes on an idle machine, where that has been measured."""
+    return Times(sorted((ROOT / "results" / "benchmarks").glob("steps-*.json")))
+
+
+def minutes(row: Row) -> float:
+    """Of the training, on an idle machine where that has been measured, else by the run's own clock."""
+    (run,) = [run for run in find([ROOT / "results" / row.trained]) if run.rows]
+    return times().total(run)
+
+
 def best(algorithm: str, dataset: str) -> Row | None:
     """The 5-way 1-shot training with the highest validation accuracy."""
     trainings = [row for row in rows() if row.name == row.trained and row.result["algorithm"] == algorithm]
@@ -203,12 +220,12 @@ def beside_published(dataset: str) -> str:
     lines = []
     for method in methods:
         for row in rows():
-            tested = task(row) == (dataset, 5, 1) and row.result["algorithm"] in ALGORITHMS
+            tested = task(row) == (dataset, 5, 1) and not elsewhere(row) and row.result["algorithm"] in ALGORITHMS
             if not tested or ALGORITHMS[row.result["algorithm"]].name != method:
                 continue
             result = row.result
             how = [filters(row), str(row.views), training(row)]
-            spent = f"{result['steps']:,} steps, {result['train_seconds'] / 60:.0f} min"
+            spent = f"{result['steps']:,} steps, {minutes(row):.0f} min"
             five = tested_again(row, 5, 5)
             for query, kind in (("inductive", ""), ("transductive", "_transductive")):
                 cells = [per_cent(row, kind), per_cent(five, kind), query, *how, spent]
@@ -220,6 +237,34 @@ def beside_published(dataset: str) -> str:
     return markdown(heads, lines)
 
 
+def many_ways(dataset: str, ways: int) -> str:
+    """The runs of a data set that were tested with more classes, in per cent, inductive."""
+    lines = []
+    for row in rows():
+        one, five = tested_again(row, ways, 1), tested_again(row, ways, 5)
+        if row.name == row.trained and task(row) == (dataset, 5, 1) and (one or five):
+            name = ALGORITHMS[row.result["algorithm"]].name
+            lines.append([name, f"[{row.name}](../results/{row.name})", training(row), per_cent(one), per_cent(five)])
+    return markdown(["method", "run", "trained on", f"{ways}-way 1-shot", f"{ways}-way 5-shot"], lines)
+
+
+def across() -> str:
+    """Runs that were tested on other data sets too: 5-way accuracy with 1 / 5 shots in per cent, inductive."""
+    trainings = list(dict.fromkeys(row.trained for row in rows() if elsewhere(row)))
+    sets = list(DATASETS) + sorted({row.result["dataset"] for row in rows()} - set(DATASETS))
+    lines = []
+    for name in trainings:
+        of_run = [row for row in rows() if row.trained == name]
+        dataset = of_run[0].config["options"]["dataset"]
+        method = ALGORITHMS[of_run[0].result["algorithm"]].name
+        cells = []
+        for other in sets:
+            tests = [row for shots in (1, 5) for row in of_run if task(row) == (other, 5, shots)]
+            cells.append(" / ".join(per_cent(row) for row in tests))
+        lines.append([DATASETS.get(dataset, dataset), f"{method}, [{name}](../results/{name})", *cells])
+    return markdown(["trained on", "run", *(f"tested on {DATASETS.get(s, s)}" for s in sets)], lines)
+
+
 def every_run() -> str:
     """A line for each folder of results/, as its result.json has it."""
     heads = ["run", "algorithm", "task", "inductive", "transductive", "filters", "views", "trained on", "steps"]
@@ -229,7 +274,7 @@ def every_run() -> str:
         result = row.result
         what = f"{DATASETS.get(result['dataset'], result['dataset'])} {result['ways']}w{result['shots']}s"
         accuracy = [fraction(result), fraction(result, "_transductive")]
-        spent = [f"{result['steps']:,}", f"{result['train_seconds'] / 60:.0f}"]
+        spent = [f"{result['steps']:,}", f"{minutes(row):.0f}"]
         name = ALGORITHMS[result["algorithm"]].name
         line = [f"[{row.name}](../results/{row.name})", name, what, *accuracy, filters(row), str(row.views)]
         line += [training(row), *spent, machine(row), str(result["seed"]), f"`{command(row)}`"]
@@ -379,6 +424,8 @@ TABLES = {
     "algorithms": algorithms,
     "omniglot": lambda: beside_published("omniglot"),
     "miniimagenet": lambda: beside_published("miniimagenet"),
+    "omniglot-20way": lambda: many_ways("omniglot", 20),
+    "across": across,
     "every_run": every_run,
     "meta_steps": meta_steps,
     "peers": peers,
@@ -403,14 +450,14 @@ def filled(text: str) -> str:
 def validations() -> dict[str, dict[str, tuple[list[float], list[float]]]]:
     """Minutes of training and validation accuracy (per cent) of the best run, by data set and algorithm. Minutes are
     those of an idle machine where there is a table of them."""
-    times, lines = Times(sorted((ROOT / "results" / "benchmarks").glob("steps-*.json"))), {}
+    lines = {}
     for dataset in ("omniglot", "miniimagenet"):
         lines[dataset] = {}
         for script in ALGORITHMS:
             if row := best(script, dataset):
                 (run,) = [run for run in find([ROOT / "results" / row.name]) if run.rows]
-                steps, accuracy = line(run, "val_accuracy", times)
-                lines[dataset][script] = times.minutes(run, steps).tolist(), (100 * accuracy).tolist()
+                steps, accuracy = line(run, "val_accuracy", times())
+                lines[dataset][script] = times().minutes(run, steps).tolist(), (100 * accuracy).tolist()
     return lines
 
 
