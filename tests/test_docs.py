@@ -12,7 +12,7 @@ import pytest
 from common import meters
 from common.command import parse
 from common.shards import ROOT
-from docs import tables
+from docs import of_results, tables
 
 PAGES = {name: (ROOT / name).read_text() for name in (*tables.PAGES, "CONTRIBUTING.md")}
 RESULTS = sorted((ROOT / "results").glob("*/result.json"))
@@ -49,7 +49,7 @@ def test_every_committed_result_stands_in_the_table_as_it_was_measured(path):
         accuracy = result["test_accuracy" + key.removeprefix("test")]
         ci95 = result["test_ci95" + key.removeprefix("test")]
         assert f"{accuracy:.4f} ± {ci95:.4f}" in row
-    assert tables.DATASETS[result["dataset"]] + f" {result['ways']}w{result['shots']}s" in row
+    assert of_results.DATASETS[result["dataset"]] + f" {result['ways']}w{result['shots']}s" in row
     assert f"{result['steps']:,}" in row and str(result["width"]) in row[5] and str(result["seed"]) in row
     assert str(result.get("views", 1)) == row[6]
     assert result["test_episodes"] == 1000  # which the page says of all of them
@@ -70,7 +70,7 @@ def test_a_rows_command_means_what_was_run(path, monkeypatch):
     then = dataclasses.asdict(script.Config()) | saved["options"]  # an option that is newer had its default
     then["precision"] = saved["precision"]
     then["device"] = {"auto": "cpu"}.get(then["device"], then["device"])
-    elsewhere = {"data_dir", "out", "print_config"} | tables.REDEFINED
+    elsewhere = {"data_dir", "out", "print_config"} | of_results.REDEFINED
     assert {k: v for k, v in now.items() if k not in elsewhere} == {k: then[k] for k in now if k not in elsewhere}
     assert "--minutes" in words or "--steps" in words
 
@@ -108,10 +108,11 @@ def copy(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     shutil.copy(ROOT / "README.md", tmp_path)
     monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(of_results, "ROOT", tmp_path)
     monkeypatch.setattr(tables, "PICTURE", tmp_path / "docs" / "accuracy.png")
-    tables.rows.cache_clear()
+    of_results.rows.cache_clear()
     yield tmp_path
-    tables.rows.cache_clear()
+    of_results.rows.cache_clear()
 
 
 def test_a_changed_figure_is_named_as_stale_and_written_anew(copy, monkeypatch):
@@ -136,17 +137,19 @@ def test_a_run_added_to_results_appears_in_the_tables_and_the_picture(copy):
         if name == "result":
             content["test_accuracy"] = 0.4321
         file.write_text(json.dumps(content))
-    tables.rows.cache_clear()
+    of_results.rows.cache_clear()
     names = ["README.md", "docs/results.md", "docs/accuracy.png"]
     assert tables.stale() == names and "maml" in tables.validations()["miniimagenet"]
-    assert re.search(r"\| `maml.py` \|.* 43\.2 \(48\.7 / 63\.1\) \|\n", tables.algorithms())
-    assert "| [maml-new](../results/maml-new) | MAML | mini-ImageNet 5w1s | 0.4321 ±" in tables.every_run()
-    assert "[maml-new](../results/maml-new) | 43.21 ±" in tables.beside_published("miniimagenet")
+    assert re.search(r"\| `maml.py` \|.* 43\.2 \(48\.7 / 63\.1\) \|\n", of_results.algorithms())
+    assert "| [maml-new](../results/maml-new) | MAML | mini-ImageNet 5w1s | 0.4321 ±" in of_results.every_run()
+    assert "[maml-new](../results/maml-new) | 43.21 ±" in of_results.beside_published("miniimagenet")
 
 
 def test_runs_in_the_picture_are_of_two_cores_without_a_gpu():
     """As the README says."""
-    runs = [tables.best(script, dataset) for script in tables.ALGORITHMS for dataset in ("omniglot", "miniimagenet")]
+    runs = [
+        of_results.best(script, dataset) for script in of_results.ALGORITHMS for dataset in ("omniglot", "miniimagenet")
+    ]
     hardware = [run.config["hardware"] for run in runs if run]
     assert len(hardware) >= 6 and all((h["device"], h["threads"]) == ("cpu", 2) for h in hardware)
 
