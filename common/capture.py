@@ -33,7 +33,8 @@ class Captured:
         for name, gradient in gradients.items():
             p = model.get_parameter(name)
             p.grad = gradient.clone() if p.grad is None else p.grad + gradient
-        return {key: value.clone() for key, value in told.items()}  # the next replay writes over them
+        # the next replay writes over them
+        return {key: value.clone() if isinstance(value, Tensor) else value for key, value in told.items()}
 
     def _record(self, model: nn.Module, episode: Episode, config) -> tuple:
         """(what replays the step, the episode that it reads, and the gradients and numbers that it writes)."""
@@ -65,7 +66,8 @@ def recorded(step: Callable) -> tuple[Callable, tuple]:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, stream=stream):
+        # a loader's thread may copy the next batch to the GPU meanwhile, which no other mode allows
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             results = step()
     except RuntimeError as error:
         raise UsageError(
