@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 @functools.cache
 def rows() -> list[Row]:
-    """All of results/, by data set and algorithm."""
+    """All of results/, by data set and algorithm; runs of copied scripts have no place in tables of the six."""
     folders = {path.parent.name: path.parent for path in (ROOT / "results").glob("*/result.json")}
     trainings = [name for name, folder in folders.items() if (folder / "log.csv").exists()]
     found = []
@@ -49,7 +49,8 @@ def rows() -> list[Row]:
             )
         trained = max(begins, key=len)
         config = json.loads((folders[trained] / "config.json").read_text())
-        found.append(Row(name, json.loads((folder / "result.json").read_text()), config, trained))
+        if config["options"]["algorithm"] in ALGORITHMS:
+            found.append(Row(name, json.loads((folder / "result.json").read_text()), config, trained))
     order = [*DATASETS, *sorted({row.result["dataset"] for row in found} - set(DATASETS))]
     scripts = list(ALGORITHMS)
     return sorted(found, key=lambda r: (order.index(r.result["dataset"]), scripts.index(r.result["algorithm"]), r.name))

@@ -4,10 +4,14 @@
 
 `--evaluate results/NAME` then tests these weights on the episodes that the run was tested on, which the command does
 itself once: where half precision changes the accuracy by more than --apart, weights stay in float32.
+
+A script that was copied and changed goes with its run, as script.py. The project's own six don't: the project has them,
+and keeps them fit for its common/, which a script of an older version may no longer be.
 """
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,9 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from common.command import command, read
 from common.folder import write_whole
+from common.options import flag
 from common.shards import ROOT, UsageError
+from reports.methods import ALGORITHMS
 
-FILES = ("config.json", "log.csv", "result.json", "curves.png")
+FILES = ("config.json", "log.csv", "result.json", "curves.png")  # and script.py, where it isn't one of the project's
 
 
 @dataclass
@@ -55,15 +61,38 @@ def small(checkpoint: dict, dtype: torch.dtype) -> bytes:
     return content.getvalue()
 
 
-def tested_again(folder: Path, options: Options) -> float:
-    """The test accuracy of a released folder's weights."""
-    saved = json.loads((folder / "config.json").read_text())["options"]
-    words = ["--evaluate", folder, "--device", "cpu"]
-    if options.data_dir:
-        words += ["--data-dir", options.data_dir]
+def without_paths(about: dict) -> dict:
+    """config.json for any machine: in options and command, a path of the machine becomes its last part, and one of the
+    data sets the project's own `data`. Paths below the project are relative to it already."""
+    options = {name: _portable(value, flag(name)) for name, value in about["options"].items()}
+    words = []
+    for before, word in zip(["", *about["command"]], about["command"]):
+        option, given, value = word.partition("=")
+        joined = given and option.startswith("--")
+        words.append(f"{option}={_portable(value, option)}" if joined else _portable(word, before))
+    return about | {"options": options, "command": words}
+
+
+def _portable(value, option: str):
+    if not isinstance(value, str):
+        return value
+    path = Path(value).expanduser()
+    if not path.is_absolute() and ".." not in path.parts:
+        return value
+    return "data" if option.replace("_", "-") == "--data-dir" else path.name
+
+
+def tested_again(folder: Path, data_dir: Path) -> float:
+    """The test accuracy of a released folder's weights, by its own script where it has one."""
+    algorithm = json.loads((folder / "config.json").read_text())["options"]["algorithm"]
     with tempfile.TemporaryDirectory() as test:
-        script = ROOT / f"{saved['algorithm']}.py"
-        done = subprocess.run([sys.executable, script, *words, "--out", Path(test, "test")], stdout=subprocess.DEVNULL)
+        script = ROOT / f"{algorithm}.py"
+        if (folder / "script.py").exists():
+            script = Path(shutil.copy(folder / "script.py", Path(test, script.name)))  # a run is its script's by name
+        words = ["--evaluate", folder, "--device", "cpu", "--data-dir", data_dir, "--out", Path(test, "test")]
+        done = subprocess.run(
+            [sys.executable, script, *words], stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
         if done.returncode:
             raise UsageError(
                 f"{folder} can't be tested again by {script.name}, which says why above; nothing is released"
@@ -74,25 +103,28 @@ def tested_again(folder: Path, options: Options) -> float:
 def main() -> None:
     options = read(Options, __doc__.partition("\n\n")[0])
     folder = options.into / options.name
-    if lacking := [name for name in (*FILES, "checkpoint.pt") if not (options.run / name).exists()]:
+    if lacking := [name for name in (*FILES, "script.py", "checkpoint.pt") if not (options.run / name).exists()]:
         raise UsageError(f"{options.run} has no {', '.join(lacking)}, expected a run that is done; train it to its end")
     if folder.exists():
         raise UsageError(f"{folder} is there already; give another name, or remove it")
     checkpoint = torch.load(options.run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    about = json.loads((options.run / "config.json").read_text())
+    data_dir = options.data_dir or ROOT / about["options"]["data_dir"]
     result = json.loads((options.run / "result.json").read_text())
     partial = options.into / f".{options.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        for name in FILES:
+        for name in FILES if about["options"]["algorithm"] in ALGORITHMS else (*FILES, "script.py"):
             shutil.copy(options.run / name, partial)
+        write_whole(partial / "config.json", json.dumps(without_paths(about), indent=1))
         before = result["test_accuracy"]
         if result["device"] != "cpu":  # other devices draw other episodes
             write_whole(partial / "checkpoint.pt", small(checkpoint, torch.float32))
-            before = tested_again(partial, options)
+            before = tested_again(partial, data_dir)
         for dtype in (torch.float16, torch.float32):
             write_whole(partial / "checkpoint.pt", small(checkpoint, dtype))
-            after = tested_again(partial, options)
+            after = tested_again(partial, data_dir)
             if abs(after - before) <= options.apart:
                 break
         partial.rename(folder)

@@ -50,7 +50,7 @@ class Trained:
 
 
 def read(folder: Path, data_dir: Path | None) -> Trained:
-    """A run folder, or what docs/release.py made of one: that has no script.py, and is of the script of its name here.
+    """A run folder, or what docs/release.py made of one: without a script.py, it is of the script of its name here.
 
     data_dir: holds the run's data set, where the run is from before config.json described it; None: where it was.
     Raises UsageError where something is missing or damaged.

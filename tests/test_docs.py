@@ -145,6 +145,15 @@ def test_a_run_added_to_results_appears_in_the_tables_and_the_picture(copy):
     assert "[maml-new](../results/maml-new) | 43.21 ±" in of_results.beside_published("miniimagenet")
 
 
+def test_a_copied_scripts_run_in_results_leaves_the_tables_as_they_are(copy):
+    shutil.copytree(copy / "results" / "maml-omniglot-20min", copy / "results" / "mine")
+    for name in ("config", "result"):
+        file = copy / "results" / "mine" / f"{name}.json"
+        file.write_text(file.read_text().replace('"algorithm": "maml"', '"algorithm": "mine"'))
+    of_results.rows.cache_clear()
+    assert tables.stale() == []
+
+
 def test_runs_in_the_picture_are_of_two_cores_without_a_gpu():
     """As the README says."""
     runs = [
