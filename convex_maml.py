@@ -155,7 +155,8 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
     task's query batch, for its support and its query alike.
     """
     if not transductive:
-        parts = episode.images.split(max(1, 200 // config.views))  # some 200 views at a time
+        views_at_a_time = 2**18 // episode.images[0, 0].numel()  # so many pixels fit a processor's caches
+        parts = episode.images.split(max(1, views_at_a_time // config.views))
         f = torch.cat([model.features(images, "running") for images in parts])
         f_support, f_query = f[episode.support], f[episode.query]  # (T, S, d + 1), (T, Q, d + 1)
     else:
