@@ -1,6 +1,8 @@
 """Small data sets that the tests make themselves."""
 
 import csv
+import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import torch
 
 import convex_imaml
 import predict
+from benchmarks import start
 from common import command as command_line
-from common import folder, shards
+from common import folder, lock, meters, shards
 from data_prep import glyphs, output
 from tests.runs import TINY
 
@@ -71,6 +74,31 @@ def command(monkeypatch, data_dir, tmp_path):
         except SystemExit as stop:
             return stop.code
 
+    return call
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Runs a command of benchmarks/ in this process, and the scripts that it starts too, as another one takes seconds
+    to import torch. `started` has the words that each script was started with."""
+    run = subprocess.run
+
+    def of_script(words, **how):
+        if words[0] != sys.executable:  # such as git
+            return run(words, **how)
+        call.started.append(list(map(str, words[1:])))
+        monkeypatch.setattr(sys, "argv", call.started[-1])
+        importlib.import_module(Path(words[1]).stem).main()
+        lock.release()
+
+    def call(name, words):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        benchmark = importlib.import_module(f"benchmarks.{name}")
+        start(benchmark.main, benchmark.Options)
+
+    call.started = []
+    monkeypatch.setattr(meters, "keep_memory", lambda: None)  # which can't be taken back
+    monkeypatch.setattr(subprocess, "run", of_script)
     return call
 
 

@@ -30,7 +30,7 @@ def benchmark(name: str, out: Path, options: str, *further: str) -> None:
 @pytest.mark.slow
 def test_memory_grows_with_mamls_inner_steps_and_stays_flat_for_the_implicit_methods(data_dir, tmp_path):
     options = f"--data-dir {data_dir} --dataset toy --algorithms maml imaml convex_imaml"
-    benchmark("memory", tmp_path, f"{options} --sizes 1 20 --meta-steps 2")
+    benchmark("memory", tmp_path, f"{options} --sizes 1 20 --meta-steps 2 --width 32")
     cells = json.loads((tmp_path / "memory-toy.json").read_text())["cells"]
     few, many = ({c["algorithm"]: c for c in cells if c["inner_steps"] == k} for k in (1, 20))
     growth = {name: many[name]["peak_mib"] - few[name]["peak_mib"] for name in few}
@@ -45,10 +45,11 @@ def test_memory_grows_with_mamls_inner_steps_and_stays_flat_for_the_implicit_met
 @pytest.mark.slow
 def test_memory_over_tasks_and_over_steps_is_read_from_the_process(data_dir, tmp_path):
     toy = f"--data-dir {data_dir} --dataset toy"
-    benchmark("memory", tmp_path, f"{toy} --over tasks --algorithms convex_imaml --sizes 1 64 --meta-steps 2")
+    few = "--over tasks --algorithms convex_imaml --sizes 1 16 --meta-steps 2 --width 16"
+    benchmark("memory", tmp_path, f"{toy} {few}")
     one, many = json.loads((tmp_path / "memory-tasks-toy.json").read_text())["cells"]
-    assert (one["tasks"], many["tasks"]) == (1, 64) and many["peak_mib"] > one["peak_mib"] + 100
-    benchmark("steady", tmp_path, f"{toy} --algorithms convex_maml maml --steps 80 --width 8")
+    assert (one["tasks"], many["tasks"]) == (1, 16) and many["peak_mib"] > one["peak_mib"] + 100
+    benchmark("steady", tmp_path, f"{toy} --algorithms convex_maml maml --steps 20 --width 4")
     for cell in json.loads((tmp_path / "steady-toy.json").read_text())["cells"]:
         assert len(cell["resident_mib"]) == 5 and len(cell["faults_a_step"]) == 4
         assert abs(cell["resident_mib"][-1] / cell["resident_mib"][0] - 1) < 0.05
@@ -88,8 +89,9 @@ def test_a_loop_vmap_and_groups_give_the_same_meta_gradient(data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_table_beside_peers_holds_what_was_measured_in_turns(tmp_path):
-    benchmark("run", tmp_path, "--quick --turns 3 --warmup 1 --measures head episodes")
+def test_the_table_beside_peers_holds_what_was_measured_in_turns(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "glyphs", lambda: data_dir / "toy" / "train.h5")
+    run.main(run.Options(quick=True, turns=2, warmup=1, measures=("head", "episodes"), out=tmp_path))
     table = json.loads((tmp_path / "table.json").read_text())
     assert table["processor"] and table["torch"]
     keys = "measure algorithm setting ours theirs against unit ratio ratio_low ratio_high note"
@@ -214,11 +216,13 @@ def test_settings_are_compared_on_validation_each_script_against_its_own_first(t
 
 
 @pytest.mark.slow
-def test_settings_are_compared_over_seeds_and_a_stopped_comparison_goes_on(data_dir, tmp_path):
+def test_settings_are_compared_over_seeds_and_a_stopped_comparison_goes_on(data_dir, tmp_path, in_this_process):
     shared = f"dataset=toy data-dir={data_dir} steps=2 tasks=2 val-episodes=2 test-episodes=4 flip".split()
     variants = ["width=4", "width=8,block=norm-pool"]
-    for seeds in ["0"], ["0", "1"]:
-        benchmark("compare", tmp_path, "--name widths --options", *shared, "--variants", *variants, "--seeds", *seeds)
+    for seeds, trained in (["0"], 2), (["0", "1"], 4):
+        words = ["--name", "widths", "--options", *shared, "--variants", *variants, "--seeds", *seeds]
+        in_this_process("compare", [*words, "--out", tmp_path])
+        assert len(in_this_process.started) == trained
     runs = json.loads((tmp_path / "widths.json").read_text())["runs"]
     assert [(run["variant"], run["seed"]) for run in runs] == [(v, s) for s in (0, 1) for v in variants]
     assert [(run["width"], run["block"]) for run in runs[:2]] == [(4, "pool-norm"), (8, "norm-pool")]
