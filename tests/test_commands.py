@@ -1,11 +1,10 @@
-"""The scripts as commands: what they write, resume, test again, refuse, and do in several processes."""
+"""The scripts as commands: what they write, resume, test again and refuse."""
 
 import copy
 import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -377,50 +376,6 @@ def test_a_gradient_larger_than_clip_is_scaled_down(command, tmp_path):
     apart = torch.cat([(a - b).flatten() for (name, a), b in zip(ends[0].items(), ends[1].values())
                        if "running" not in name])  # fmt: skip
     assert float(apart.norm()) == pytest.approx((clips[0] - clips[1]) / 20, rel=0.02)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: s.__name__)
-def test_two_ranks_with_half_the_tasks_equal_one_rank_with_all(script, command, tmp_path, data_dir):
-    """Started by torchrun, over gloo: weights, running averages and log as of one process with the same two batches."""
-    # Few steps, and float32, because Adam makes much of rounding where a gradient is next to nothing.
-    options = f"{SMALL} {SCRIPTS[script]} --steps 4 --precision float32"
-    assert command(f"{options} --batches 2 --out one", script) == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = f"{options} --data-dir {data_dir} --out {tmp_path / 'two'}".split()
-    done = subprocess.run([*torchrun, script.__file__, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[:4000]  # the ranks' own words come before the launcher's
-    one, two = state_of(tmp_path / "one"), state_of(tmp_path / "two")
-    for key, value in one["model"].items():
-        torch.testing.assert_close(two["model"][key], value, rtol=1e-3, atol=2e-5)
-    first, second = (np.load(tmp_path / f / "episodes.npz") for f in ("one", "two"))
-    for key in ("classes", "support_rows", "query_rows"):
-        np.testing.assert_array_equal(first[key], second[key])
-    (logged,), (also,) = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
-    compared = ["train_loss", "train_accuracy", "gradient_norm", "val_accuracy"]
-    compared += [key for key in ("converged", "not_converged", "gradient_converged") if key in logged]
-    assert set(logged) == set(also)
-    for key in compared:
-        assert float(also[key]) == pytest.approx(float(logged[key]), rel=1e-3, abs=1e-3), key
-    assert json.loads((tmp_path / "two" / "config.json").read_text())["processes"] == 2
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see a process's threads")
-def test_no_thread_of_the_process_group_outlives_it(tmp_path, data_dir):
-    """One that did would abort, now and then, a process that ends: it asks for an interpreter that is gone."""
-    program = tmp_path / "program.py"
-    program.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pathlib, convex_imaml\n"
-        "from common.command import command\n"
-        "command(convex_imaml.main)\n"
-        "names = [task.read_text() for task in pathlib.Path('/proc/self/task').glob('*/comm')]\n"
-        "assert not [name for name in names if 'gloo' in name], names\n"
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-    arguments = f"{SMALL} --steps 1 --data-dir {data_dir} --out {tmp_path / 'run'}".split()
-    done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[:4000]
 
 
 @pytest.mark.slow
