@@ -2,8 +2,10 @@
 
 import csv
 import importlib
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -16,7 +18,7 @@ import predict
 from benchmarks import start
 from common import command as command_line
 from common import folder, lock, meters, shards
-from data_prep import glyphs, output
+from data_prep import output
 from tests.runs import TINY
 
 torch.set_num_threads(1)  # the tests' networks are too small to share out
@@ -48,9 +50,35 @@ def data_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def glyphs_folder(tmp_path_factory) -> Path:
-    """The whole set `glyphs`, built once."""
-    return glyphs.build(tmp_path_factory.mktemp("glyphs"))
+def first_run(tmp_path_factory) -> Path:
+    """A folder in which a script has run as a newcomer's first does, with few steps: data/glyphs, which it has built,
+    run/, and said.txt, what it printed. Made once for all of pytest's processes."""
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if alone else base.parent) / "first-run"
+    folder.mkdir(exist_ok=True)
+    while True:
+        try:
+            lock.hold(folder)
+            break
+        except shards.UsageError:  # another process is at it
+            time.sleep(0.2)
+    try:
+        if not (folder / "said.txt").exists():
+            words = "--steps 1 --tasks 1 --val-episodes 2 --test-episodes 2 --out run --data-dir data".split()
+            script = [sys.executable, convex_imaml.__file__, *words]
+            done = subprocess.run(script, cwd=folder, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-2000:]
+            (folder / "said.txt").write_text(done.stdout)
+    finally:
+        lock.release()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def glyphs_folder(first_run) -> Path:
+    """The whole set `glyphs`."""
+    return first_run / "data" / "glyphs"
 
 
 @pytest.fixture(scope="session")

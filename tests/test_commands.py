@@ -379,14 +379,9 @@ def test_a_gradient_larger_than_clip_is_scaled_down(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_default_data_set_is_built_on_first_use(tmp_path):
-    arguments = "--steps 1 --tasks 1 --val-episodes 2 --test-episodes 2 --out run --data-dir data".split()
-    done = subprocess.run(
-        [sys.executable, convex_imaml.__file__, *arguments], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip().splitlines()[-1].startswith("test 0.")
-    assert (tmp_path / "data" / "glyphs" / "preview.png").exists() and (tmp_path / "run" / "result.json").exists()
+def test_the_default_data_set_is_built_on_first_use(first_run):
+    assert (first_run / "said.txt").read_text().strip().splitlines()[-1].startswith("test 0.")
+    assert (first_run / "data" / "glyphs" / "preview.png").exists() and (first_run / "run" / "result.json").exists()
 
 
 def test_a_run_names_its_commit_where_there_is_one(tmp_path, monkeypatch):

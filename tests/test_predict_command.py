@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import importlib
 import io
 import json
 import re
@@ -21,7 +22,7 @@ import convex_imaml
 import maml
 from common.shards import ROOT
 from docs.release import small
-from predictions import example, sheet
+from predictions import sheet
 from predictions.labelled import Labelled
 from predictions.task import Task
 from tests.labels import draw, refused
@@ -201,7 +202,8 @@ def test_more_than_26_classes_are_told_apart_by_numbers():
 @pytest.mark.slow
 def test_the_docs_commands_label_the_committed_example(glyphs_folder, tmp_path, monkeypatch, capsys):
     """From a clone to labels, as docs/predict.md says, with a shorter training; the example is what its command draws,
-    but for what another version of matplotlib may draw otherwise."""
+    but for what another version of matplotlib may draw otherwise. Training and labelling are processes; the commands
+    after them are called here."""
     text = (ROOT / "docs" / "predict.md").read_text()
     commands = [
         shlex.split(line)
@@ -220,18 +222,25 @@ def test_the_docs_commands_label_the_committed_example(glyphs_folder, tmp_path, 
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def here(words, *more):
+        module, rest = (words[2], words[3:]) if words[1] == "-m" else (words[1].removesuffix(".py"), words[2:])
+        monkeypatch.setattr(sys, "argv", [module, *rest, *more])
+        capsys.readouterr()
+        importlib.import_module(module).main()
+        return capsys.readouterr().out
+
     run(training, *shorter)
     said = run(labelling)
     accuracy = float(re.search(r"accuracy (\S+):", said)[1])
     assert accuracy > 0.5 and "34 of 34 pictures are on white paper" in said
     first = (tmp_path / "predicted" / "predictions.csv").read_text()
-    run(drawing, *data)
-    assert "accuracy" in run(of_drawn)
-    run(saving)
-    run(of_saved)
+    monkeypatch.chdir(tmp_path)
+    here(drawing, *data)
+    assert "accuracy" in here(of_drawn)
+    here(saving)
+    here(of_saved)
     assert (tmp_path / "predicted" / "predictions.csv").read_text() == first
-    monkeypatch.setattr(sys, "argv", ["example", str(tmp_path / "drawn"), *data])
-    example.main()
+    here(["python", "-m", "predictions.example", "drawn"], *data)
     drawn, committed = (
         {p.relative_to(f) for f_ in [f] for p in f_.rglob("*.png")} for f in (tmp_path / "drawn", EXAMPLE)
     )
