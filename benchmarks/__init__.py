@@ -8,6 +8,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -101,6 +102,12 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     before = meters.clock(device)
     work()
     return meters.clock(device) - before
+
+
+def say_if_busy() -> None:
+    """A line on standard error where something else runs on the machine, which times would show."""
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
+        print(f"note: the machine isn't idle (load {os.getloadavg()[0]:.1f}): times may be too long", file=sys.stderr)
 
 
 def own_process() -> ProcessPoolExecutor:

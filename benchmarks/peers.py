@@ -35,16 +35,20 @@ def a_task_at_a_time(query_loss: Callable, dataset: str, width: int, tasks: int,
     return problems.adam_steps(net, episode, backward)
 
 
-def learn2learn(net, x, y, x_query, y_query, inner_steps: int, inner_rate: float, first_order: bool = False) -> Tensor:
+def learn2learn(net, x, y, x_query, y_query, **inner) -> Tensor:
+    return F.cross_entropy(learn2learn_adapted(net, x, y, **inner)(x_query), y_query)
+
+
+def learn2learn_adapted(net, x, y, inner_steps: int, inner_rate: float, first_order: bool = False) -> nn.Module:
     from learn2learn.algorithms import MAML
 
     learner = MAML(net, lr=inner_rate, first_order=first_order).clone()
     for _ in range(inner_steps):
         learner.adapt(F.cross_entropy(learner(x), y))
-    return F.cross_entropy(learner(x_query), y_query)
+    return learner
 
 
-def learn2learn_anil(inner_steps: int, inner_rate: float, dataset: str, width: int, tasks: int) -> Work:
+def learn2learn_anil(dataset: str, width: int, tasks: int, **inner) -> Work:
     """The head alone adapts, from zero, on features divided by sqrt d, as convex_maml.py has it. All tasks' images are
     one batch: its example embeds a task's images at a time, which batch norm would tell from ours."""
     net, episode = problems.textbook_of(dataset, width), problems.random_episode(dataset, tasks)
@@ -56,7 +60,7 @@ def learn2learn_anil(inner_steps: int, inner_rate: float, dataset: str, width: i
         f = net.features(episode.images) / head.in_features**0.5
         head.to(f.dtype)
         parts = zip(f[episode.support], episode.y_support, f[episode.query], episode.y_query)
-        torch.stack([learn2learn(head, *part, inner_steps, inner_rate) for part in parts]).mean().backward()
+        torch.stack([learn2learn(head, *part, **inner) for part in parts]).mean().backward()
 
     return problems.adam_steps(nn.ModuleDict({"features": net.features}), episode, backward)
 

@@ -13,15 +13,13 @@ also says how many steps each script makes in --minutes, which is what to train 
 """
 
 import dataclasses
-import os
 import statistics
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from benchmarks import SCRIPTS, OnData, markdown, report, settings, start, training
+from benchmarks import SCRIPTS, OnData, markdown, report, say_if_busy, settings, start, training
 from benchmarks.alike import options_of
 from benchmarks.problems import Work
 from benchmarks.worker import Worker, side_by_side
@@ -115,8 +113,7 @@ def as_table(rows: list[dict], minutes: float) -> str:
 
 
 def main(options: Options) -> None:
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
-        print(f"note: the machine isn't idle (load {os.getloadavg()[0]:.1f}): times may be too long", file=sys.stderr)
+    say_if_busy()
     rows = [row for shots in options.shots for row in measure(shots, options)]
     kind = "-alike" if options.alike else ""
     content = {"turns": options.turns, "warmup": options.warmup, "rows": rows}
