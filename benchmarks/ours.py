@@ -4,9 +4,11 @@ A piece is a function that makes what it needs and returns a Work.
 """
 
 from pathlib import Path
+from unittest import mock
 
 import torch
 
+import imaml
 from benchmarks import problems
 from benchmarks.problems import Work
 from common.conv4 import Conv4
@@ -16,14 +18,19 @@ from common.newton import newton_head
 
 def meta_steps(algorithm: str, dataset: str, width: int, tasks: int, batches: int = 1, **options) -> Work:
     """A script's meta-step, in so many batches as --batches has it, and a step of Adam, with this project's allocator
-    setting."""
+    setting.
+
+    iMAML's peers have no rule that shortens inner steps: the gradient that theirs is compared with is of steps of one
+    length. What is timed has the rule.
+    """
     keep_memory()
     script, config, model = problems.our_model(algorithm, dataset, width, **options)
     episode = problems.random_episode(dataset, tasks)
     if algorithm == "reptile":  # its tasks have a training image for each of the inner steps' batches
         episode.support, episode.y_support = episode.query, episode.y_query
     meta_step = problems.in_batches(script.meta_step, batches)
-    return problems.adam_steps(model, episode, lambda: meta_step(model, episode, config))
+    with mock.patch.object(imaml, "step_size", lambda rate, gradient, before: rate):
+        return problems.adam_steps(model, episode, lambda: meta_step(model, episode, config))
 
 
 def plain(

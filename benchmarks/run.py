@@ -40,7 +40,7 @@ OURS = {  # what each script's meta-step is told; the rest is its default
     "convex_maml": {"inner_steps": 5, "inner_rate": 1.0},
     "maml": {"inner_steps": 5, "inner_rate": 0.01},
     "maml, first order": {"inner_steps": 5, "inner_rate": 0.01, "first_order": True},
-    # Strong enough for the inner optimum to be reached: elsewhere libraries part company with each other's gradients.
+    # Strong enough for Eq 5's systems to be definite: elsewhere imaml.py ends conjugate gradient where peers go on.
     "imaml": {"inner_steps": 16, "inner_rate": 0.005, "strength": 50.0, "cg_steps": 5, "tolerance": 0.0},
     "reptile": {"inner_steps": 5, "inner_batch": 10},
     "cavia": {},
