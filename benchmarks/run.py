@@ -5,8 +5,9 @@
     python -m benchmarks.run                              and against the peers, into results/benchmarks/
 
 docs/speed.md says how it is measured. A peer's time counts only if its meta-gradient on the same weights and episode is
-ours, in float64, or if its heads get to the same gradient norm. A command that was stopped goes on, given again at the
-same commit, behind the last part of the table that was done.
+ours, in float64, or if its heads get to the same gradient norm; of the authors' CAVIA, whose gradient can't be ours,
+the row says so. Peers without a package are cloned (benchmarks/cloned.py). A command that was stopped goes on, given
+again at the same commit, behind the last part of the table that was done.
 """
 
 import functools
@@ -26,7 +27,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import markdown, memory, origin, ours, peers, save, start
+from benchmarks import cloned, markdown, memory, origin, ours, peers, save, start
 from benchmarks.problems import SHAPES
 from benchmarks.worker import Worker, side_by_side
 from common import meters
@@ -43,7 +44,7 @@ OURS = {  # what each script's meta-step is told; the rest is its default
     # Strong enough for Eq 5's systems to be definite: elsewhere imaml.py ends conjugate gradient where peers go on.
     "imaml": {"inner_steps": 16, "inner_rate": 0.005, "strength": 50.0, "cg_steps": 5, "tolerance": 0.0},
     "reptile": {"inner_steps": 5, "inner_batch": 10},
-    "cavia": {},
+    "cavia": {"inner_steps": 2, "inner_rate": 10.0},
 }
 PEERS = {  # of each algorithm; each is also run with our allocator setting
     "convex_maml": {"learn2learn, ANIL": peers.learn2learn_anil},
@@ -53,7 +54,8 @@ PEERS = {  # of each algorithm; each is also run with our allocator setting
         "TorchOpt": partial(peers.a_task_at_a_time, peers.torchopt),
     },
     "maml, first order": {"learn2learn": partial(peers.a_task_at_a_time, peers.learn2learn)},
-    "imaml": {"TorchOpt": partial(peers.a_task_at_a_time, peers.torchopt_implicit)},
+    "imaml": {"TorchOpt": partial(peers.a_task_at_a_time, peers.torchopt_implicit), "hypertorch": cloned.hypertorch},
+    "cavia": {"the authors' CAVIA": cloned.cavia},
 }
 
 
@@ -193,8 +195,8 @@ def meta_steps(dataset: str, tasks: int, algorithm: str, variant: dict, quick: b
         scaled = {key: share * getattr(row, key) for key in ("theirs", "ratio", "ratio_low", "ratio_high")}
         yield replace(row, against="operation count", note=f"the plain step's speed times {share:.2f}", **scaled)
     for name, worker in workers.items():
-        row = compared("meta_step", algorithm, setting, us, name, worker)
-        same_work = not worker.error and not variant
+        row = compared("meta_step", algorithm, setting, us, name, worker, worker.info.get("note", ""))
+        same_work = "gradient" in worker.info and not worker.error and not variant
         yield with_gradients(row, us.info["gradient"], worker.info["gradient"]) if same_work else row
 
 

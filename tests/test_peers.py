@@ -1,4 +1,6 @@
-"""What peers' meta-gradients are compared with."""
+"""What peers' meta-gradients are compared with, and what the table says of those that aren't there."""
+
+import sys
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 import imaml
-from benchmarks import ours, problems
+from benchmarks import cloned, ours, problems, run
 
 
 @pytest.mark.slow
@@ -46,3 +48,13 @@ def test_imamls_peers_are_compared_with_the_implicit_gradient_of_steps_of_one_le
 
 def flat(tensors):
     return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "piece", "module"),
+    [("imaml", cloned.hypertorch, "hypergrad"), ("cavia", cloned.cavia, "classification")],
+)
+def test_a_peer_without_a_clone_says_what_is_absent(algorithm, piece, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(RuntimeError, match="not run: PYTHONPATH names no clone of github.com/"):
+        piece("omniglot", width=2, tasks=1, **run.OURS[algorithm])
