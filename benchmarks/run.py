@@ -52,8 +52,12 @@ PEERS = {  # of each algorithm; each is also run with our allocator setting
         "learn2learn": partial(peers.a_task_at_a_time, peers.learn2learn),
         "higher": partial(peers.a_task_at_a_time, peers.higher),
         "TorchOpt": partial(peers.a_task_at_a_time, peers.torchopt),
+        "parallel-metalearn": peers.parallel_metalearn,
     },
-    "maml, first order": {"learn2learn": partial(peers.a_task_at_a_time, peers.learn2learn)},
+    "maml, first order": {
+        "learn2learn": partial(peers.a_task_at_a_time, peers.learn2learn),
+        "parallel-metalearn": peers.parallel_metalearn,
+    },
     "imaml": {"TorchOpt": partial(peers.a_task_at_a_time, peers.torchopt_implicit), "hypertorch": cloned.hypertorch},
     "cavia": {"the authors' CAVIA": cloned.cavia},
 }
