@@ -11,7 +11,7 @@ from common.options import flag
 from common.shards import ROOT
 from reports.methods import ALGORITHMS, DATASETS, PAPER, PUBLISHED, THIS_PAPER, Algorithm
 from reports.runs import find
-from reports.times import Times
+from reports.times import Times, settled
 
 # What an option says has changed since some runs were made: convex_imaml.py's tolerance was of the inner gradient,
 # relative to its start, and is of W. Their commands leave it out.
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 @functools.cache
 def rows() -> list[Row]:
     """All of results/, by data set and algorithm; runs of copied scripts have no place in tables of the six."""
-    folders = {path.parent.name: path.parent for path in (ROOT / "results").glob("*/result.json")}
+    folders = {path.parent.name: path.parent for path in (ROOT / "results").glob("[!.]*/result.json")}
     trainings = [name for name, folder in folders.items() if (folder / "log.csv").exists()]
     found = []
     for name, folder in folders.items():
@@ -123,14 +123,6 @@ def written(name: str, value) -> str:
     if isinstance(value, bool):
         return flag(name) if value else flag(f"no_{name}")
     return f"{flag(name)} {value:g}" if isinstance(value, float) else f"{flag(name)} {value}"
-
-
-def settled(precision: str, hardware: dict) -> str:
-    """What "auto" became on the machine of a run."""
-    if precision != "auto":
-        return precision
-    multiplies = hardware["device"] == "cpu" and (hardware["avx512_bf16"] or hardware["amx_bf16"])
-    return "bfloat16" if multiplies else "float32"
 
 
 # Tables of results

@@ -30,7 +30,8 @@ class Times:
         for path in tables:
             try:
                 table = json.loads(Path(path).read_text())
-                rows, machine = table["rows"], f"{table['device']}, {table['processor']}, {table['threads']} threads"
+                rows = [row | {"is": settled(row["options"]["precision"], table)} for row in table["rows"]]
+                machine = f"{table['device']}, {table['processor']}, {table['threads']} threads"
             except (OSError, ValueError, KeyError, TypeError):
                 raise UsageError(f"{path} is no table of times; make one by python -m benchmarks.steps") from None
             if self.machine not in ("", machine):
@@ -40,9 +41,11 @@ class Times:
             self.rows, self.machine = self.rows + rows, machine
 
     def row(self, run: Run) -> dict | None:
-        """The line of the table that has the run's algorithm, task and every option that a step's cost depends on."""
+        """The line of the table that has the run's algorithm, task, precision and every option that a step's cost
+        depends on."""
         for row in self.rows:
-            if row["algorithm"] == run.algorithm and same_cost(row["options"], run.options):
+            same = (row["algorithm"], row["is"]) == (run.algorithm, run.config["precision"])
+            if same and same_cost(row["options"], run.options):
                 return row
         return None
 
@@ -83,6 +86,14 @@ class Times:
         others = f" Those of the others are {idle}." if measured else ""
         slowed = "which other work may have slowed"
         return f"Minutes are by the clock of each run's own machine, {slowed}, for {names}.{others}"
+
+
+def settled(precision: str, hardware: dict) -> str:
+    """What "auto" became on the machine of a run."""
+    if precision != "auto":
+        return precision
+    multiplies = hardware["device"] == "cpu" and (hardware["avx512_bf16"] or hardware["amx_bf16"])
+    return "bfloat16" if multiplies else "float32"
 
 
 def half_steps(run: Run) -> float:

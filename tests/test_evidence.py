@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 import convex_imaml
 from benchmarks import SCRIPTS, alike, certificate, compare, imbalance, paths, real, settings, steps, widths
+from common import meters
 from common.command import parse
 from common.newton import newton_head
 from common.shards import UsageError
@@ -111,10 +112,11 @@ def test_a_run_with_a_scripts_settings_finds_its_line_of_the_table_of_times(as_a
         given = alike.options_of(name, "miniimagenet") if as_alike else {}
         _, config = settings(name, "miniimagenet", seed=5, learning_rate=0.5, **given)
         options = {"algorithm": name, **dataclasses.asdict(config)}
-        row = times.row(Run(tmp_path, {"options": options}))
+        precision = meters.settled_precision(config.precision, torch.device("cpu"))
+        row = times.row(Run(tmp_path, {"options": options, "precision": precision}))
         assert row["algorithm"] == name and row["shots"] == 1
         assert (row["half_ms"] is None) == (not config.half_size)
-        assert times.row(Run(tmp_path, {"options": options | {"width": 7}})) is None
+        assert times.row(Run(tmp_path, {"options": options | {"width": 7}, "precision": precision})) is None
     assert f"| {times.rows[0]['ms']:.1f} (" in path.with_suffix(".md").read_text()
 
 

@@ -62,14 +62,15 @@ def write_test(folder, of, **result):
     return folder
 
 
-def write_times(path, *rows, threads=2):
+def write_times(path, *rows, threads=2, bfloat16=False):
     """A table of benchmarks/steps.py, of scripts with their plain options but for what a row says."""
     made = []
     for algorithm, ms, half_ms, options in rows:
         plain = dataclasses.asdict(importlib.import_module(algorithm).Config()) | {"dataset": "omniglot"} | options
         plain["data_dir"] = ""
         made.append({"algorithm": algorithm, "ms": ms, "half_ms": half_ms, "options": plain})
-    path.write_text(json.dumps({"processor": "P", "device": "cpu", "threads": threads, "rows": made}))
+    machine = {"processor": "P", "device": "cpu", "threads": threads, "avx512_bf16": bfloat16, "amx_bf16": False}
+    path.write_text(json.dumps(machine | {"rows": made}))
     return path
 
 
@@ -142,6 +143,13 @@ def test_minutes_are_steps_times_the_tables_milliseconds_and_the_runs_own_clock_
     assert times.row(other) is None and "by the clock of each run's own machine" in times.of([other])
     with pytest.raises(UsageError, match="expected cpu, P, 2 threads as the others"):
         Times([table, write_times(tmp_path / "elsewhere.json", threads=4)])
+
+
+def test_a_step_in_another_precision_isnt_the_runs(tmp_path):
+    run = find([write_run(tmp_path / "run")])[0]  # in float32
+    for bfloat16, found in ((True, False), (False, True)):
+        times = Times([write_times(tmp_path / "steps.json", ("maml", 30.0, None, {}), bfloat16=bfloat16)])
+        assert (times.row(run) is not None) == found
 
 
 def test_what_changes_no_steps_cost_finds_the_tables_row(tmp_path):
