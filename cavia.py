@@ -8,8 +8,8 @@ takes the inner gradients for constants.
 
     python cavia.py --dataset omniglot --shots 1
 
-reaches 0.9477 ± 0.0036 (inductive, 95 % CI); that run, of 20 minutes on two cores of an AMD EPYC with AVX-512, in
-float32, had 7,812 steps.
+reaches 0.9603 ± 0.0030 (inductive, 95 % CI) in 12,000 steps, 15 minutes of two cores of an AMD EPYC with AVX-512 and
+bfloat16.
 """
 
 import math
@@ -47,7 +47,7 @@ class Config(Options):
 # What serves a data set best, where it isn't the default; "other" is for a set of your own.
 SETTINGS = {
     "glyphs": dict(steps=1200, tasks=8, train_queries=5, keep_border=True),
-    "omniglot": dict(steps=7800, tasks=8, train_queries=5, keep_border=True),
+    "omniglot": dict(steps=12_000, tasks=8, train_queries=5, keep_border=True),
     "miniimagenet": dict(steps=8600, tasks=16, train_queries=5, width=32, flip=True, eval_every=250),
     "other": dict(steps=4300, tasks=16, train_queries=5, width=32, flip=True),
 }

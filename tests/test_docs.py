@@ -13,6 +13,7 @@ from common import meters
 from common.command import parse
 from common.shards import ROOT
 from docs import of_results, tables
+from reports.runs import find
 
 PAGES = {name: (ROOT / name).read_text() for name in (*tables.PAGES, "CONTRIBUTING.md")}
 RESULTS = sorted((ROOT / "results").glob("*/result.json"))
@@ -154,13 +155,17 @@ def test_a_copied_scripts_run_in_results_leaves_the_tables_as_they_are(copy):
     assert tables.stale() == []
 
 
-def test_runs_in_the_picture_are_of_two_cores_without_a_gpu():
-    """As the README says."""
+def test_runs_in_the_picture_are_of_a_cpu_and_their_minutes_those_of_two_cores():
+    """As the README says: an idle machine's, where the time of such a step has been measured, or the run's own."""
     runs = [
         of_results.best(script, dataset) for script in of_results.ALGORITHMS for dataset in ("omniglot", "miniimagenet")
     ]
-    hardware = [run.config["hardware"] for run in runs if run]
-    assert len(hardware) >= 6 and all((h["device"], h["threads"]) == ("cpu", 2) for h in hardware)
+    runs = [run for run in runs if run]
+    assert len(runs) >= 6 and "2 threads" in of_results.times().machine
+    for run in runs:
+        (shown,) = [found for found in find([ROOT / "results" / run.name]) if found.rows]
+        assert run.config["hardware"]["device"] == "cpu"
+        assert run.config["hardware"]["threads"] == 2 or of_results.times().row(shown), run.name
 
 
 # Prose
