@@ -104,6 +104,8 @@ def command(row: Row) -> str:
         differs = {k: row.result[k] for k in ("dataset", "ways", "shots", "seed") if row.result[k] != then[k]}
         if row.views != then.get("views", 1):
             differs["views"] = row.views
+        released = (ROOT / "results" / row.trained / "checkpoint.pt").exists()
+        folder = f"results/{row.trained}" if released else folder
         return " ".join([f"{started} --evaluate {folder}", *(written(k, v) for k, v in differs.items())])
     dataset = then["dataset"]
     now = plain | {"dataset": dataset} | script.SETTINGS.get(dataset, script.SETTINGS["other"])
@@ -208,31 +210,32 @@ def beside_published(dataset: str) -> str:
 
 
 def many_ways(dataset: str, ways: int) -> str:
-    """The runs of a data set that were tested with more classes, in per cent, inductive."""
+    """The tests of a data set's runs with so many classes, in per cent."""
     lines = []
     for row in rows():
-        one, five = tested_again(row, ways, 1), tested_again(row, ways, 5)
-        if row.name == row.trained and task(row) == (dataset, 5, 1) and (one or five):
-            name = ALGORITHMS[row.result["algorithm"]].name
-            lines.append([name, f"[{row.name}](../results/{row.name})", training(row), per_cent(one), per_cent(five)])
-    return markdown(["method", "run", "trained on", f"{ways}-way 1-shot", f"{ways}-way 5-shot"], lines)
+        if task(row) == (dataset, ways, 1) and not elsewhere(row):
+            run = f"[{row.trained}](../results/{row.trained})"
+            for query, kind in (("inductive", ""), ("transductive", "_transductive")):
+                cells = [per_cent(row, kind), per_cent(tested_again(row, ways, 5), kind), query]
+                method = ALGORITHMS[row.result["algorithm"]].name
+                lines.append([method, run, *cells, filters(row), str(row.views), training(row)])
+    heads = ["method", "run", f"{ways}-way 1-shot", f"{ways}-way 5-shot", "query normalised", "filters", "views"]
+    return markdown([*heads, "trained on"], lines)
 
 
 def across() -> str:
     """Runs that were tested on other data sets too: 5-way accuracy with 1 / 5 shots in per cent, inductive."""
-    trainings = list(dict.fromkeys(row.trained for row in rows() if elsewhere(row)))
-    sets = list(DATASETS) + sorted({row.result["dataset"] for row in rows()} - set(DATASETS))
+    sets = [*DATASETS, *sorted({row.result["dataset"] for row in rows()} - set(DATASETS))]
     lines = []
-    for name in trainings:
-        of_run = [row for row in rows() if row.trained == name]
-        dataset = of_run[0].config["options"]["dataset"]
-        method = ALGORITHMS[of_run[0].result["algorithm"]].name
+    for name, views in dict.fromkeys((row.trained, row.views) for row in rows() if elsewhere(row)):
+        of_run = [row for row in rows() if (row.trained, row.views) == (name, views)]
+        dataset, method = of_run[0].config["options"]["dataset"], ALGORITHMS[of_run[0].result["algorithm"]].name
         cells = []
         for other in sets:
             tests = [row for shots in (1, 5) for row in of_run if task(row) == (other, 5, shots)]
             cells.append(" / ".join(per_cent(row) for row in tests))
-        lines.append([DATASETS.get(dataset, dataset), f"{method}, [{name}](../results/{name})", *cells])
-    return markdown(["trained on", "run", *(f"tested on {DATASETS.get(s, s)}" for s in sets)], lines)
+        lines.append([DATASETS.get(dataset, dataset), f"{method}, [{name}](../results/{name})", str(views), *cells])
+    return markdown(["trained on", "run", "views", *(f"tested on {DATASETS.get(s, s)}" for s in sets)], lines)
 
 
 def every_run() -> str:

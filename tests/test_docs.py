@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -80,8 +81,9 @@ def test_a_rows_command_means_what_was_run(path, monkeypatch):
 def test_an_evaluations_command_means_what_was_tested(path, monkeypatch, tmp_path):
     words = command_of(path.parent.name)
     run = words[words.index("--evaluate") + 1]
-    assert command_of(run.removeprefix("runs/"))[-2:] == ["--out", run]
-    training = ROOT / "results" / run.removeprefix("runs/")
+    training = ROOT / "results" / Path(run).name
+    assert command_of(training.name)[-2:] == ["--out", f"runs/{training.name}"]
+    assert run.startswith("results/") == (training / "checkpoint.pt").exists()
     shutil.copytree(training, tmp_path / run)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", words)
