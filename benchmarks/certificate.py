@@ -5,7 +5,7 @@ that costs one gradient, and needs no knowledge of W*. The table has its quantil
 relative to the way |W* - W0|, and the share of episodes within the script's tolerance. For some of the episodes the
 true distance from the optimum stands beside it, and how often the certificate was smaller: never, but for rounding.
 
-    python -m benchmarks.certificate --dataset omniglot --run results/omniglot-20min --out results/benchmarks
+    python -m benchmarks.certificate --dataset omniglot --run results/convex_imaml-omniglot --out results/benchmarks
 """
 
 from dataclasses import dataclass

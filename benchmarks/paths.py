@@ -5,7 +5,7 @@ benchmarks/routines.py, to a tolerance that shrinks tenfold each time, and the t
 optimum, and that of the implicit meta-gradient, both relative and the largest of all tasks. The optimum is Newton's to
 the last digit, in float64, as everything here.
 
-    python -m benchmarks.paths --dataset omniglot --run results/omniglot-20min --out results/benchmarks
+    python -m benchmarks.paths --dataset omniglot --run results/convex_imaml-omniglot --out results/benchmarks
 
 scikit-learn is left out with a note where it isn't installed (benchmarks/requirements.txt).
 """
