@@ -118,7 +118,7 @@ def plot(rows: list[dict], title: str, tolerance: float) -> bytes:
     axes.axhline(tolerance, color="#777777", linewidth=0.8)
     axes.annotate("tolerance of convex_imaml.py", (steps[-1], tolerance), ha="right", va="bottom", fontsize=8)
     axes.set(xlabel="Newton steps", ylabel="residual / strength, relative to the way", xlim=(0, steps[-1]))
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(title.replace(", features", ",\nfeatures"), fontsize=10, loc="left")
     plain(axes)
     name_lines(axes, ends)
     return png(figure)
