@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from common import meters
 from common.command import command
+from common.episodes import EpisodeLoader
 from common.options import Options
+from common.ranks import MeanOverBatches
 from common.run import Run, outer_optimizer
 from common.shards import ROOT, UsageError
 
@@ -86,15 +88,28 @@ def training(
     run.progress = progress
 
     def step():
-        optimizer.zero_grad()
-        for episode in run.draw(train):
-            statistics = script.meta_step(model, episode, config)
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
+        batches, _ = one_step(run, script, model, optimizer, train)
         run.step += 1
-        return statistics
+        return batches[-1]
 
     return step, run.device
+
+
+def one_step(
+    run: Run, script: ModuleType, model: nn.Module, optimizer: torch.optim.Optimizer, train: EpisodeLoader
+) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """The meta-step in `main` of every script, with the optimiser's rate as it is; what `meta_step` returned of each
+    batch, and the meta-gradient's norm, for the log."""
+    optimizer.zero_grad()
+    mean = MeanOverBatches(model, run.batches)
+    batches = []
+    for episode in run.draw(train):
+        batches.append(run.launch(script.meta_step, model, episode, run.config))
+        mean.add()
+    mean.over_processes()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), run.config.clip)
+    optimizer.step()
+    return batches, norm
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from benchmarks import SCRIPTS, markdown, problems, report, save, seconds_of, start
 from benchmarks.run import OURS, WIDTHS
 from common import log, meters
-from common.capture import Captured
+from common.capture import Captured, as_it_is
 from common.episodes import Episode
 from common.shards import ROOT, UsageError
 
@@ -83,17 +83,15 @@ def ready(name: str, dataset: str, tasks: int, precision: str, captured: bool, d
     given = {"precision": precision, **OURS[algorithm]}
     script, config, model = problems.our_model(algorithm, dataset, WIDTHS[dataset], **given)
     model.to(device)
-    episode = problems.random_episode(dataset, tasks)
-    if name == "reptile":  # its tasks have a training image for each of the inner steps' batches
-        episode.support, episode.y_support = episode.query, episode.y_query
+    episode = problems.episode_for(algorithm, dataset, tasks)
     episode = dataclasses.replace(episode, **{key: value.to(device) for key, value in vars(episode).items()})
     meta_step = plain_step if name == PLAIN else script.meta_step
-    meta_step = Captured(meta_step) if captured else meta_step
+    launch = Captured() if captured else as_it_is
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
 
     def step():
         optimizer.zero_grad()
-        meta_step(model, episode, config)
+        launch(meta_step, model, episode, config)
         optimizer.step()
 
     step()
@@ -130,7 +128,7 @@ def steps(options: Options) -> None:
         rows += measure(options, *given, device)
         if options.out:  # so that a command cut short leaves them
             save(options.out, "gpu-steps", {"rows": rows}, as_table(rows), options.device)
-    report(options.out, "gpu-steps", {"rows": rows}, as_table(rows), options.device)
+    print(as_table(rows))
 
 
 def as_table(rows: list[dict]) -> str:

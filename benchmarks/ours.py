@@ -25,9 +25,7 @@ def meta_steps(algorithm: str, dataset: str, width: int, tasks: int, batches: in
     """
     keep_memory()
     script, config, model = problems.our_model(algorithm, dataset, width, **options)
-    episode = problems.random_episode(dataset, tasks)
-    if algorithm == "reptile":  # its tasks have a training image for each of the inner steps' batches
-        episode.support, episode.y_support = episode.query, episode.y_query
+    episode = problems.episode_for(algorithm, dataset, tasks)
     meta_step = problems.in_batches(script.meta_step, batches)
     with mock.patch.object(imaml, "step_size", lambda rate, gradient, before: rate):
         return problems.adam_steps(model, episode, lambda: meta_step(model, episode, config))

@@ -70,6 +70,15 @@ def random_episode(dataset: str, tasks: int) -> Episode:
     return Episode(images, places[:, :S], places[:, S:], labels, labels.repeat(1, 15), labels, places.flatten())
 
 
+def episode_for(algorithm: str, dataset: str, tasks: int) -> Episode:
+    """`random_episode`, as this script trains on it: Reptile's tasks have a training image for each of the inner steps'
+    batches."""
+    episode = random_episode(dataset, tasks)
+    if algorithm == "reptile":
+        episode.support, episode.y_support = episode.query, episode.y_query
+    return episode
+
+
 def in_batches(meta_step: Callable, batches: int) -> Callable:
     """meta_step(model, episode, config) in so many parts of the tasks, as --batches has it."""
     fields = ("support", "query", "y_support", "y_query", "classes")

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
-from benchmarks import peers, settings
+from benchmarks import one_step, peers, settings
 from common.options import Options
-from common.ranks import MeanOverBatches
 from common.results import gather, outcome
 from common.run import Run, outer_optimizer
 
@@ -47,16 +45,7 @@ def of_script(name: str, dataset: str, **options) -> Training:
     def step():
         for group in optimizer.param_groups:
             group["lr"] = run.learning_rate
-        optimizer.zero_grad()
-        mean = MeanOverBatches(model, run.batches)
-        batches = []
-        for episode in run.draw(train):
-            batches.append(script.meta_step(model, episode, config))
-            mean.add()
-        mean.over_processes()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
-        run.count(batches, norm)
+        run.count(*one_step(run, script, model, optimizer, train))
 
     def accuracies(transductive: bool) -> np.ndarray:
         return script.evaluate(model, val, config.val_episodes, config, transductive)["accuracy"]

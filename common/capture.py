@@ -14,18 +14,22 @@ from common.episodes import Episode
 from common.shards import UsageError
 
 
+def as_it_is(meta_step: Callable, model: nn.Module, episode: Episode, config) -> dict[str, Tensor]:
+    return meta_step(model, episode, config)
+
+
 class Captured:
-    """meta_step, which is replayed where it was recorded on an episode of the same shapes before."""
+    """A script's meta_step, which is replayed where it was recorded on an episode of the same shapes before."""
 
-    def __init__(self, meta_step: Callable):
-        self.meta_step, self.recordings = meta_step, {}
+    def __init__(self):
+        self.recordings = {}
 
-    def __call__(self, model: nn.Module, episode: Episode, config) -> dict[str, Tensor]:
-        """As meta_step: add the meta-gradient to .grad, and return the step's numbers."""
+    def __call__(self, meta_step: Callable, model: nn.Module, episode: Episode, config) -> dict[str, Tensor]:
+        """As meta_step(model, episode, config): add the meta-gradient to .grad, and return the step's numbers."""
         given = vars(episode)
         shapes = tuple(value.shape for value in given.values())
         if shapes not in self.recordings:
-            self.recordings[shapes] = self._record(model, episode, config)
+            self.recordings[shapes] = _record(meta_step, model, episode, config)
         replay, static, gradients, told = self.recordings[shapes]
         for name, value in given.items():
             getattr(static, name).copy_(value)
@@ -36,23 +40,24 @@ class Captured:
         # the next replay writes over them
         return {key: value.clone() if isinstance(value, Tensor) else value for key, value in told.items()}
 
-    def _record(self, model: nn.Module, episode: Episode, config) -> tuple:
-        """(what replays the step, the episode that it reads, and the gradients and numbers that it writes)."""
-        static = dataclasses.replace(episode, **{name: value.clone() for name, value in vars(episode).items()})
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        gradients = [p.grad for p in model.parameters()]  # of the meta-step's batches before this one
 
-        def step() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-            model.zero_grad(set_to_none=True)  # so that the gradients are tensors of the recording
-            told = self.meta_step(model, static, config)
-            return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, told
+def _record(meta_step: Callable, model: nn.Module, episode: Episode, config) -> tuple:
+    """(what replays the step, the episode that it reads, and the gradients and numbers that it writes)."""
+    static = dataclasses.replace(episode, **{name: value.clone() for name, value in vars(episode).items()})
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    gradients = [p.grad for p in model.parameters()]  # of the meta-step's batches before this one
 
-        replay, (of_parameters, told) = recorded(step)
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])  # which trying it out has moved
-        for p, gradient in zip(model.parameters(), gradients):
-            p.grad = gradient
-        return replay, static, of_parameters, told
+    def step() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        model.zero_grad(set_to_none=True)  # so that the gradients are tensors of the recording
+        told = meta_step(model, static, config)
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, told
+
+    replay, (of_parameters, told) = recorded(step)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])  # which trying it out has moved
+    for p, gradient in zip(model.parameters(), gradients):
+        p.grad = gradient
+    return replay, static, of_parameters, told
 
 
 def recorded(step: Callable) -> tuple[Callable, tuple]:

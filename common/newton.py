@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import meters
-from common.solvers import Solution, cg
+from common.solvers import Solution, cg, inverse, solve_positive
 
 # Newton's matrix is factored in S x S blocks. Above this many support images, batched factorisations cost more than
 # conjugate gradient does (2 cores, float32, 16 tasks, 800 features: 5-way 5-shot 9 against 20 ms, 10-shot 24
@@ -121,9 +121,9 @@ class ProximalHead:
         root = (P / S).clamp(min=torch.finfo(P.dtype).tiny).sqrt().mT  # (T, N, S), with a finite slope everywhere
         scale = root[..., :, None] * root[..., None, :]  # (T, N, S, S)
         A = torch.addcmul(self.eye, scale, self.K[:, None])
-        E = scale * _inverse(A, self.eye)
+        E = scale * inverse(A, self.eye)
         Ex = torch.linalg.vecdot(E, (v @ self.F.mT)[:, :, None])  # (T, N, S)
-        shared = _solve(E.sum(1), Ex.sum(1)[..., None])  # (T, S, 1)
+        shared = solve_positive(E.sum(1), Ex.sum(1)[..., None])  # (T, S, 1)
         Qx = Ex - torch.linalg.vecdot(E, shared[:, None].mT)
         return (v - Qx @ self.F / self.strength) / self.strength
 
@@ -135,16 +135,16 @@ class ProximalHead:
         """
         u = self.solve(P, v, tolerance=torch.finfo(v.dtype).eps ** 0.75)  # (T, N, d)
         error = self._error(P, v, u)
-        in_float64 = v.dtype == torch.float64 and (self.method == "cholesky" or meters.questions(v) != "free")
-        if in_float64 or v.device.type == "mps":
+        exact = v.dtype == torch.float64 and self.method == "cholesky"
+        if exact or v.device.type == "mps" or meters.questions(v) != "free":
             return u, error  # there is nothing better
         for task in (~(error <= GRADIENT_TOLERANCE)).nonzero().flatten().tolist():
             one = slice(task, task + 1)
             F_, W0, strength = (x.double() for x in (self.F[one], self.W0, self.strength))
-            exact = ProximalHead(F_, self.Y[one].argmax(-1), W0, strength)
-            P_, v_ = exact.probabilities(W[one].double()), v[one].double()
-            u_ = exact.solve(P_, v_, tolerance=0.0)
-            u[one], error[one] = u_.to(u.dtype), exact._error(P_, v_, u_).to(u.dtype)
+            better = ProximalHead(F_, self.Y[one].argmax(-1), W0, strength)
+            P_, v_ = better.probabilities(W[one].double()), v[one].double()
+            u_ = better.solve(P_, v_, tolerance=0.0)
+            u[one], error[one] = u_.to(u.dtype), better._error(P_, v_, u_).to(u.dtype)
         return u, error
 
     def _error(self, P: Tensor, v: Tensor, u: Tensor) -> Tensor:
@@ -233,27 +233,6 @@ class _AtOptimum(torch.autograd.Function):
         to_features = -((P - head.Y) @ u + _times_softmax_hessian(P, head.F @ u.mT) @ W) / head.F.shape[1]
         to_strength = -(u * (W - head.W0)).sum()
         return to_features.to(dtype), (head.strength * u.sum(0)).to(dtype), to_strength.to(dtype), None, None, None
-
-
-# On CUDA, torch's own functions of a Cholesky factor go through the matrices one by one, or through a library whose
-# work can't be recorded; triangular systems do neither.
-
-
-def _inverse(A: Tensor, eye: Tensor) -> Tensor:
-    """Of symmetric matrices with eigenvalues of 1 and more."""
-    L = torch.linalg.cholesky_ex(A).L
-    if not A.is_cuda:
-        return torch.cholesky_inverse(L)
-    root = torch.linalg.solve_triangular(L, eye, upper=False)
-    return root.mT @ root
-
-
-def _solve(A: Tensor, b: Tensor) -> Tensor:
-    """x of A x = b, for positive definite A."""
-    L = torch.linalg.cholesky_ex(A).L
-    if not A.is_cuda:
-        return torch.cholesky_solve(b, L)
-    return torch.linalg.solve_triangular(L.mT, torch.linalg.solve_triangular(L, b, upper=False), upper=True)
 
 
 def _times_softmax_hessian(P: Tensor, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from common import folder, lock, log, meters, ranks
 from common.augment import Warp
-from common.capture import Captured
+from common.capture import Captured, as_it_is
 from common.episodes import Episode, EpisodeLoader
 from common.images import changes_to
 from common.options import Options
@@ -53,7 +53,7 @@ class Run:
         self.log = log.Log()
         self.folder: Path | None = None
         self.bar: tqdm | None = None
-        self.captured: Captured | None = None
+        self.launch = Captured() if self.device.type == "cuda" and config.capture else as_it_is  # a meta_step
         self._build_glyphs()
 
     # Data
@@ -170,13 +170,6 @@ class Run:
         loader.halved = self.progress < self.config.half_size
         for _ in range(self.batches // self.world):
             yield loader.sample()
-
-    def launch(self, meta_step: Callable, model: nn.Module, episode: Episode, config: Options) -> dict[str, Tensor]:
-        """meta_step(model, episode, config), on a GPU as one launch."""
-        if self.device.type != "cuda" or not config.capture:
-            return meta_step(model, episode, config)
-        self.captured = self.captured or Captured(meta_step)
-        return self.captured(model, episode, config)
 
     @property
     def learning_rate(self) -> float:

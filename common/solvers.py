@@ -1,4 +1,4 @@
-"""Conjugate gradient, batched over T tasks, and what every solver returns.
+"""Conjugate gradient and Cholesky factors, batched over T tasks, and what every solver returns.
 
 A solver is a pure function; a task that did not converge is reported in its Solution, never hidden.
 """
@@ -51,10 +51,10 @@ def cg(
     target = (tolerance * b.norm(dim=-1)).square()
     at_edge = torch.zeros_like(rr, dtype=torch.bool)
     count = torch.zeros_like(rr, dtype=torch.long)
-    asked = meters.questions(b) == "free"
+    free = meters.questions(b) == "free"
     for _ in range(b.shape[-1] if iterations is None else iterations):
         active = ~at_edge & (rr > target)
-        if asked and not active.any():
+        if free and not active.any():
             break
         count += active
         Ap = matvec(p)
@@ -72,7 +72,7 @@ def cg(
         p = torch.where(active[:, None], r + (rr_new / torch.where(active, rr, 1.0))[:, None] * p, p)
         rr = rr_new
     residual = rr.sqrt()
-    if asked and (~at_edge & (rr <= target)).any():  # the recurrence drifts from the true residual by rounding
+    if free and (~at_edge & (rr <= target)).any():  # the recurrence drifts from the true residual by rounding
         residual = (b - matvec(x)).norm(dim=-1)
     slack = 10 * torch.finfo(b.dtype).eps * (1 + count)
     converged = ~at_edge & (residual <= (tolerance + slack) * b.norm(dim=-1))
@@ -83,3 +83,24 @@ def _to_edge(x: Tensor, p: Tensor, radius: Tensor) -> Tensor:
     """The positive t with |x + t p| = radius, a task.   (T,)"""
     pp, xp = p.square().sum(-1), (x * p).sum(-1)
     return (-xp + (xp.square() + pp * (radius.square() - x.square().sum(-1))).clamp(min=0).sqrt()) / pp
+
+
+# On CUDA, torch's own functions of a Cholesky factor go through the matrices one by one, or through a library whose
+# work can't be recorded; triangular systems do neither.
+
+
+def inverse(A: Tensor, eye: Tensor) -> Tensor:
+    """Of symmetric matrices with eigenvalues of 1 and more."""
+    L = torch.linalg.cholesky_ex(A).L
+    if not A.is_cuda:
+        return torch.cholesky_inverse(L)
+    root = torch.linalg.solve_triangular(L, eye, upper=False)
+    return root.mT @ root
+
+
+def solve_positive(A: Tensor, b: Tensor) -> Tensor:
+    """x of A x = b, for positive definite A."""
+    L = torch.linalg.cholesky_ex(A).L
+    if not A.is_cuda:
+        return torch.cholesky_solve(b, L)
+    return torch.linalg.solve_triangular(L.mT, torch.linalg.solve_triangular(L, b, upper=False), upper=True)

@@ -10,7 +10,7 @@ from benchmarks import markdown
 from common.options import flag
 from common.shards import ROOT
 from reports.methods import ALGORITHMS, DATASETS, PAPER, PUBLISHED, THIS_PAPER, Algorithm
-from reports.runs import find
+from reports.runs import Run, find
 from reports.times import Times, settled
 
 # What an option says has changed since some runs were made: convex_imaml.py's tolerance was of the inner gradient,
@@ -71,10 +71,16 @@ def times() -> Times:
     return Times(sorted((ROOT / "results" / "benchmarks").glob("steps-*.json")))
 
 
+@functools.cache
+def trained(name: str) -> Run:
+    """The training in a folder of results/, as report.py reads it."""
+    (run,) = [run for run in find([ROOT / "results" / name]) if run.rows]
+    return run
+
+
 def minutes(row: Row) -> float:
     """Of the training, on an idle machine where that has been measured, else by the run's own clock."""
-    (run,) = [run for run in find([ROOT / "results" / row.trained]) if run.rows]
-    return times().total(run)
+    return times().total(trained(row.trained))
 
 
 def best(algorithm: str, dataset: str) -> Row | None:

@@ -23,7 +23,6 @@ from common.shards import ROOT
 from docs import of_results, of_speed
 from reports.curves import line
 from reports.methods import ALGORITHMS, DATASETS
-from reports.runs import find
 
 PICTURE = ROOT / "docs" / "accuracy.png"
 PAGES = (
@@ -76,7 +75,7 @@ def validations() -> dict[str, dict[str, tuple[list[float], list[float]]]]:
         lines[dataset] = {}
         for script in ALGORITHMS:
             if row := of_results.best(script, dataset):
-                (run,) = [run for run in find([ROOT / "results" / row.name]) if run.rows]
+                run = of_results.trained(row.name)
                 steps, accuracy = line(run, "val_accuracy", of_results.times())
                 lines[dataset][script] = of_results.times().minutes(run, steps).tolist(), (100 * accuracy).tolist()
     return lines

@@ -65,11 +65,11 @@ def test_a_captured_step_is_the_step_on_other_episodes_and_other_shapes(script, 
     """Recorded once a shape; gradients, what is told and running averages are those of the step that isn't recorded."""
     config = script.Config(width=8, precision=precision)
     ours, other = (a_model(script, config, device=CUDA) for _ in range(2))
-    loader, captured = EpisodeLoader(data_dir / "toy" / "train.h5", 5, 2, 3, 4, CUDA), Captured(script.meta_step)
+    loader, captured = EpisodeLoader(data_dir / "toy" / "train.h5", 5, 2, 3, 4, CUDA), Captured()
     for shots in (2, 2, 2, 3, 2):
         loader.shots = loader.most_shots = shots
         episode = loader.sample()
-        told, expected = captured(ours, episode, config), script.meta_step(other, episode, config)
+        told, expected = captured(script.meta_step, ours, episode, config), script.meta_step(other, episode, config)
         assert told.keys() == expected.keys()
         torch.testing.assert_close(told["loss"], expected["loss"], rtol=1e-3, atol=1e-4)
         for (name, p), q in zip(ours.named_parameters(), other.parameters()):
@@ -86,12 +86,12 @@ def test_a_captured_step_is_the_step_on_other_episodes_and_other_shapes(script, 
 def test_the_memory_of_captured_steps_stays_flat(script, data_dir):
     """Over 2,000 steps with all of main's loop: the optimiser's step, and the numbers that the log keeps for a row."""
     config = script.Config(width=8)
-    model, captured = a_model(script, config, device=CUDA), Captured(script.meta_step)
+    model, captured = a_model(script, config, device=CUDA), Captured()
     loader, optimizer = EpisodeLoader(data_dir / "toy" / "train.h5", 5, 2, 3, 4, CUDA), outer_optimizer(model, config)
     kept, used = [], []
     for step in range(2000):
         optimizer.zero_grad()
-        kept.append(captured(model, loader.sample(), config))
+        kept.append(captured(script.meta_step, model, loader.sample(), config))
         optimizer.step()
         if step % 50 == 49:
             kept.clear()

@@ -135,14 +135,14 @@ def test_a_captured_step_gives_what_the_step_does_on_other_episodes_and_shapes(s
     config = script.Config(width=8, precision="float32")
     ours, other = a_model(script, config), a_model(script, config)
     monkeypatch.setattr(capture, "recorded", replaying(ours))
-    captured = Captured(script.meta_step)
+    captured = Captured()
     loader = EpisodeLoader(data_dir / "toy" / "train.h5", 5, 2, 3, 4)
     kept = []
     for shots in (2, 2, 3, 2):
         loader.shots = loader.most_shots = shots
         for _ in range(2):  # two batches of a meta-step, whose gradients add up
             episode = loader.sample()
-            kept.append((captured(ours, episode, config), script.meta_step(other, episode, config)))
+            kept.append((captured(script.meta_step, ours, episode, config), script.meta_step(other, episode, config)))
         for (name, p), q in zip(ours.named_parameters(), other.parameters()):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-7, msg=name)
         for (name, b), c in zip(ours.named_buffers(), other.buffers()):
