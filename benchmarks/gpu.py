@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks import SCRIPTS, markdown, problems, report, save, seconds_of, start
-from benchmarks.run import OURS, WIDTHS
+from benchmarks.meta_step_rows import OURS, WIDTHS
 from common import log, meters
 from common.capture import Captured, as_it_is
 from common.episodes import Episode

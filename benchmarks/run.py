@@ -10,11 +10,8 @@ the row says so. Peers without a package are cloned (benchmarks/cloned.py). A co
 again at the same commit, behind the last part of the table that was done.
 """
 
-import functools
 import itertools
 import json
-import math
-import statistics
 import subprocess
 import sys
 import time
@@ -24,43 +21,17 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from tqdm import tqdm
 
-from benchmarks import cloned, markdown, memory, origin, ours, peers, save, start
-from benchmarks.problems import SHAPES
-from benchmarks.worker import Worker, side_by_side
+from benchmarks import memory, origin, ours, peer_heads, peers, save, start
+from benchmarks.meta_step_rows import OURS, WIDTHS, meta_steps
+from benchmarks.rows import Row, as_table, compared
+from benchmarks.worker import side_by_side
 from common import meters
 from common.conv4 import BLOCKS
 from common.shards import ROOT, UsageError
 
-WIDTHS = {"omniglot": 64, "miniimagenet": 32}
 HEADS = ((5, 1, 64), (5, 5, 800), (20, 1, 64), (20, 5, 1600))  # ways, shots, features
-OURS = {  # what each script's meta-step is told; the rest is its default
-    "convex_imaml": {},
-    "convex_maml": {"inner_steps": 5, "inner_rate": 1.0},
-    "maml": {"inner_steps": 5, "inner_rate": 0.01},
-    "maml, first order": {"inner_steps": 5, "inner_rate": 0.01, "first_order": True},
-    # Strong enough for Eq 5's systems to be definite: elsewhere imaml.py ends conjugate gradient where peers go on.
-    "imaml": {"inner_steps": 16, "inner_rate": 0.005, "strength": 50.0, "cg_steps": 5, "tolerance": 0.0},
-    "reptile": {"inner_steps": 5, "inner_batch": 10},
-    "cavia": {"inner_steps": 2, "inner_rate": 10.0},
-}
-PEERS = {  # of each algorithm; each is also run with our allocator setting
-    "convex_maml": {"learn2learn, ANIL": peers.learn2learn_anil},
-    "maml": {
-        "learn2learn": partial(peers.a_task_at_a_time, peers.learn2learn),
-        "higher": partial(peers.a_task_at_a_time, peers.higher),
-        "TorchOpt": partial(peers.a_task_at_a_time, peers.torchopt),
-        "parallel-metalearn": peers.parallel_metalearn,
-    },
-    "maml, first order": {
-        "learn2learn": partial(peers.a_task_at_a_time, peers.learn2learn),
-        "parallel-metalearn": peers.parallel_metalearn,
-    },
-    "imaml": {"TorchOpt": partial(peers.a_task_at_a_time, peers.torchopt_implicit), "hypertorch": cloned.hypertorch},
-    "cavia": {"the authors' CAVIA": cloned.cavia},
-}
 
 
 @dataclass
@@ -88,120 +59,6 @@ class Options:
             raise UsageError("--quick measures 4 tasks without variants: leave --tasks and --no-variants out")
         if self.quick:
             self.turns, self.tasks, self.variants = min(self.turns, 6), (4,), False
-
-
-@dataclass
-class Row:
-    """A line of the table. None: not measured, or it doesn't count; of what was measured once no spread is known."""
-
-    measure: str
-    algorithm: str
-    setting: str
-    against: str
-    unit: str
-    ours: float
-    theirs: float | None = None
-    ratio: float | None = None
-    """theirs / ours, its median and quartiles over the rounds; of rates too, so that more than 1 is faster"""
-    ratio_low: float | None = None
-    ratio_high: float | None = None
-    note: str = ""
-
-    def uncounted(self, note: str) -> "Row":
-        """The row without what a comparison would say."""
-        return replace(self, theirs=None, ratio=None, ratio_low=None, ratio_high=None, note=note)
-
-
-def compared(measure: str, algorithm: str, setting: str, us: Worker, against: str, them: Worker, note: str = "") -> Row:
-    """The row of two workers that took turns. Raises SystemExit where ours failed."""
-    if us.error:
-        raise SystemExit(f"{measure}, {algorithm}, {setting}: {us.error}")
-    row = Row(measure, algorithm, setting, against, us.unit, us.amount)
-    if them.error:
-        return row.uncounted(them.error)
-    low, median, high = statistics.quantiles([t / o for o, t in zip(us.seconds, them.seconds)], n=4)
-    return replace(row, theirs=them.amount, ratio=median, ratio_low=low, ratio_high=high, note=note)
-
-
-def with_gradients(row: Row, g: np.ndarray, theirs: np.ndarray) -> Row:
-    """The row with both meta-gradients' norms noted, uncounted where |g - g'| / |g| says that they differ."""
-    norm = np.linalg.norm
-    error = norm(g - theirs) / norm(g) if g.shape == theirs.shape else math.inf
-    note = f"gradient norms {norm(g):.6g}, {norm(theirs):.6g}, apart by {error:.0e}"
-    return replace(row, note=note) if error < 1e-6 else row.uncounted(f"not ours: {note}")
-
-
-def operations(algorithm: str, dataset: str, config: dict) -> float:
-    """Convolutions' operations of a meta-step's task over those of a plain step on its images (5 support, 75 query).
-
-    In forwards of an image: a gradient costs 3, and where it is differentiated again 9. The plain step has 3 a task's
-    image. Batch norm, pooling and what else is no convolution aren't counted.
-    """
-    S, Q, k = 5, 75, config.get("inner_steps", 0)
-    (channels, side, _), width = SHAPES[dataset], WIDTHS[dataset]
-    layers = [c * width * (side >> i) ** 2 for i, c in enumerate((channels, width, width, width))]
-    last = layers[3] / sum(layers)  # CAVIA: what depends on the context, whose gradient alone is taken, in 2 steps
-    plain = 3 * (S + Q)
-    forwards = {
-        "maml": 3 * Q + 9 * k * S,
-        "maml, first order": 3 * Q + 3 * k * S,
-        "imaml": 3 * Q + 3 * k * S + 3 * S + 6 * (config.get("cg_steps", 0) + 1) * S,  # one product for the residual
-        "reptile": 3 * k * config.get("inner_batch", 0),
-        "cavia": plain * (1 - last) + (3 * Q + 6 * 2 * S) * last,
-    }
-    return forwards.get(algorithm, plain) / plain
-
-
-@functools.cache
-def fastest_plain(dataset: str, tasks: int, block: str, precision: str) -> partial:
-    """One forward and backward of the same images, at the best of layouts and batches, all at once too."""
-    how = [(chunk, True) for chunk in sorted({16, 80, 320, 80 * tasks})] + [(320, False)]
-    base = partial(ours.plain, dataset, WIDTHS[dataset], tasks, block, precision)
-    pieces = {(chunk, layout): partial(base, chunk=chunk, channels_last=layout) for chunk, layout in how}
-    workers = side_by_side(pieces, turns=7, warmup=2)
-    return pieces[min((how for how in workers if not workers[how].error), key=lambda how: workers[how].amount)]
-
-
-def meta_step_pieces(algorithm: str, network: dict, batches: int, variant: dict, quick: bool) -> dict[str, partial]:
-    """An algorithm's meta-step, `ours`, and what it is compared with beside the plain step: each peer, or of a variant
-    of ours the network that peers have."""
-    script = algorithm.split(",")[0]
-    base = partial(ours.meta_steps, script, **network, batches=batches, **OURS[algorithm])
-    pieces = {"ours": partial(base, **variant)}
-    if variant:
-        return pieces | {"the same in float32, norm-pool": base}
-    for name, peer in {} if quick else PEERS.get(algorithm, {}).items():
-        pieces[name] = partial(peer, **network, **OURS[algorithm])
-        # of ANIL on large images three don't fit into 24 GiB
-        if algorithm != "convex_maml" or network["dataset"] == "omniglot" or network["tasks"] <= 4:
-            pieces[f"{name}, our allocator setting"] = partial(peers.with_our_allocator, pieces[name])
-    return pieces
-
-
-def meta_steps(dataset: str, tasks: int, algorithm: str, variant: dict, quick: bool, **rounds: int) -> Iterator[Row]:
-    """An algorithm's meta-step against the plain step of the same kind, the operation count and its other pieces."""
-    network = {"dataset": dataset, "width": WIDTHS[dataset], "tasks": tasks}
-    # More tasks' weights and large images at a time don't fit into 24 GiB beside the peers.
-    batches = -(-tasks // 4) if dataset == "miniimagenet" and algorithm.startswith(("maml", "imaml")) else 1
-    plain = fastest_plain(dataset, tasks, variant.get("block", "norm-pool"), variant.get("precision", "float32"))
-    pieces = meta_step_pieces(algorithm, network, batches, variant, quick)
-    workers = side_by_side({"plain": plain, **pieces}, **rounds)
-    us = workers.pop("ours")
-    shared = f" (--batches {batches})" if batches > 1 else ""
-    setting = ", ".join([f"{dataset} Conv4-{WIDTHS[dataset]}", f"{tasks} tasks{shared}", *variant.values()])
-    layout = "channels_last" if plain.keywords["channels_last"] else "contiguous"
-    at_a_time = min(plain.keywords["chunk"], 80 * tasks)
-    best = f"one forward and backward of 80 images a task, {layout}, {at_a_time} at a time"
-    row = compared("meta_step", algorithm, setting, us, "plain", workers.pop("plain"), best)
-    yield row
-    share = operations(algorithm, dataset, OURS[algorithm])
-    if share != 1 and not variant and row.theirs:
-        scaled = {key: share * getattr(row, key) for key in ("theirs", "ratio", "ratio_low", "ratio_high")}
-        yield replace(row, against="operation count", note=f"the plain step's speed times {share:.2f}", **scaled)
-    for name, worker in workers.items():
-        row = compared("meta_step", algorithm, setting, us, name, worker, worker.info.get("note", ""))
-        same_work = "gradient" in worker.info and not worker.error and not variant
-        yield with_gradients(row, us.info["gradient"], worker.info["gradient"]) if same_work else row
 
 
 def meta_step_parts(options: Options) -> dict[str, partial]:
@@ -244,9 +101,9 @@ def heads(options: Options) -> Iterator[Row]:
         few = 1 if ways * features > 2000 else 16  # newton-cholesky takes seconds a task
         pieces = {
             "ours": partial(ours.heads, tasks, **problem),
-            "torch LBFGS": partial(peers.lbfgs_heads, 16, **problem),
-            "scikit-learn, lbfgs": partial(peers.sklearn_heads, "lbfgs", 16, **problem),
-            "scikit-learn, newton-cholesky": partial(peers.sklearn_heads, "newton-cholesky", few, **problem),
+            "torch LBFGS": partial(peer_heads.lbfgs, 16, **problem),
+            "scikit-learn, lbfgs": partial(peer_heads.sklearn, "lbfgs", 16, **problem),
+            "scikit-learn, newton-cholesky": partial(peer_heads.sklearn, "newton-cholesky", few, **problem),
         }
         if options.quick:
             pieces = {name: pieces[name] for name in ("ours", "torch LBFGS")}
@@ -331,17 +188,6 @@ def begun(table: Path, about: dict, wanted: Iterable[str]) -> tuple[list[Row], d
     if whole or {key: before.get(key) for key in about} != about:
         return [], {}
     return [Row(**row) for row in before["rows"]], before["parts"]
-
-
-def as_table(rows: list[Row]) -> str:
-    shown = []
-    for row in rows:
-        amounts = ["" if amount is None else f"{amount:.4g}" for amount in (row.ours, row.theirs)]
-        spread = "" if row.ratio_low is None else f" ({row.ratio_low:.2f}-{row.ratio_high:.2f})"
-        ratio = "" if row.ratio is None else f"**{row.ratio:.2f}**{spread}"
-        shown.append([row.measure, row.algorithm, row.setting, *amounts, row.unit, row.against, ratio, row.note])
-    heads = ("measure", "algorithm", "setting", "ours", "theirs", "unit", "against", "ratio", "note")
-    return markdown(heads, shown)
 
 
 def main(options: Options) -> None:

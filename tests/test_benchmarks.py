@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 import maml
-from benchmarks import compare, ours, problems, run, steady, worker
+from benchmarks import compare, meta_step_rows, ours, problems, run, steady, worker
+from benchmarks.rows import Row, with_gradients
 from common import meters
 from common.shards import ROOT, UsageError
 
@@ -114,7 +115,7 @@ def test_a_table_that_was_stopped_goes_on_and_a_whole_one_is_made_anew(tmp_path,
             asked.append(name)
             if name == "memory" and stops.pop():
                 raise KeyboardInterrupt
-            return [run.Row(name, "maml", f"{options.turns} turns", "itself", "ms", 1.0, 2.0)]
+            return [Row(name, "maml", f"{options.turns} turns", "itself", "ms", 1.0, 2.0)]
 
         return rows
 
@@ -174,26 +175,30 @@ def test_a_peer_counts_only_with_our_meta_gradient():
             gradients = torch.autograd.grad(loss, tuple(phi.values()), create_graph=True)
             phi = {name: p - 0.01 * g for (name, p), g in zip(phi.items(), gradients)}
         (F.cross_entropy(functional_call(net, phi, x_query), y_query) / 2).backward()
-    row = run.Row("meta_step", "maml", "", "written out", "ms", ours=1.0, theirs=2.0, ratio=2.0)
-    counted = run.with_gradients(row, g, problems.shared_gradient(net))
+    row = Row("meta_step", "maml", "", "written out", "ms", ours=1.0, theirs=2.0, ratio=2.0)
+    counted = with_gradients(row, g, problems.shared_gradient(net))
     assert counted.ratio == 2 and float(counted.note.split()[-1]) < 1e-9
     net.head.weight.grad = net.head.weight.grad.flip(0)
     turned = problems.shared_gradient(net)
     assert np.linalg.norm(turned) == pytest.approx(np.linalg.norm(g))
-    uncounted = run.with_gradients(row, g, turned)
+    uncounted = with_gradients(row, g, turned)
     assert uncounted.ratio is uncounted.theirs is None and float(uncounted.note.split()[-1]) > 0.1
 
 
 def test_operations_of_a_meta_step_are_counted():
     """Against the plain step's 3 x 80 forwards a task: 5 support images, 75 queries."""
-    assert run.operations("convex_imaml", "omniglot", {}) == 1
-    assert run.operations("maml", "omniglot", {"inner_steps": 1}) == pytest.approx((3 * 75 + 9 * 5) / 240)
-    assert run.operations("maml, first order", "omniglot", {"inner_steps": 2}) == pytest.approx((3 * 75 + 6 * 5) / 240)
-    assert run.operations("imaml", "omniglot", {"inner_steps": 1, "cg_steps": 1}) == pytest.approx(
+    assert meta_step_rows.operations("convex_imaml", "omniglot", {}) == 1
+    assert meta_step_rows.operations("maml", "omniglot", {"inner_steps": 1}) == pytest.approx((3 * 75 + 9 * 5) / 240)
+    assert meta_step_rows.operations("maml, first order", "omniglot", {"inner_steps": 2}) == pytest.approx(
+        (3 * 75 + 6 * 5) / 240
+    )
+    assert meta_step_rows.operations("imaml", "omniglot", {"inner_steps": 1, "cg_steps": 1}) == pytest.approx(
         (3 * 75 + 3 * 5 + 3 * 5 + 2 * 6 * 5) / 240
     )
-    assert run.operations("reptile", "omniglot", {"inner_steps": 5, "inner_batch": 10}) == pytest.approx(150 / 240)
-    assert 1 <= run.operations("cavia", "miniimagenet", {}) < 1.02
+    assert meta_step_rows.operations("reptile", "omniglot", {"inner_steps": 5, "inner_batch": 10}) == pytest.approx(
+        150 / 240
+    )
+    assert 1 <= meta_step_rows.operations("cavia", "miniimagenet", {}) < 1.02
 
 
 def test_settings_are_compared_on_validation_each_script_against_its_own_first(tmp_path, monkeypatch):
