@@ -96,6 +96,8 @@ class Conv4(nn.Module):
     running: blocks, from the first, that keep running averages, for which weights that a task adapts have no use.
     first_width: filters of the first block, which works on the largest images, if not `width`. The second block's
     convolution is two thirds of the arithmetic for 84 x 84 images, and half that for half the channels.
+    position_mean: w >= 0. A filter's features z_p at the positions p of the last block become z_p + w mean_p(z). So the
+    head sees more of what is in an image, and less of where; the mean of the features is scaled by 1 + w.
     Raises UsageError for images below 16 x 16, of which nothing would be left.
     """
 
@@ -109,6 +111,7 @@ class Conv4(nn.Module):
         running: int = 4,
         keep_border: bool = False,
         first_width: int = 0,
+        position_mean: float = 0.0,
     ):
         super().__init__()
         channels, height, breadth = shape
@@ -124,7 +127,7 @@ class Conv4(nn.Module):
         sides = [-(-side // 16) if keep_border else side // 16 for side in (height, breadth)]
         self.size = width * sides[0] * sides[1]  # d
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.precision = precision
+        self.precision, self.position_mean = precision, position_mean
         self.to(memory_format=self.layout)
 
     def forward(self, x: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
@@ -163,7 +166,11 @@ class Conv4(nn.Module):
             x = torch.cat([fourth.norm(part, its, collected) for part, its in zip(x.split(h.shape[1]), each)])
         else:
             x = fourth.norm(x, statistics, collected)
-        f = fourth.after_norm(x).flatten(1).to(self.blocks[0].convolution.weight.dtype)
+        x = fourth.after_norm(x)
+        f = x.flatten(1).to(self.blocks[0].convolution.weight.dtype)
+        if self.position_mean:
+            at_positions = f.unflatten(1, (x.shape[1], -1))  # (B, width, positions)
+            f = (at_positions + self.position_mean * at_positions.mean(2, keepdim=True)).flatten(1)
         return f.unflatten(0, h.shape[:2]) if tasks else f
 
     def laid_out(self, x: Tensor) -> Tensor:
@@ -178,7 +185,5 @@ def backbone(shape: tuple[int, int, int], config, device: torch.device, running:
     """Conv4 as the options say, on the device; its first `running` blocks keep running averages."""
     channels_last = config.channels_last and device.type in ("cpu", "cuda")
     precision = getattr(torch, settled_precision(config.precision, device))
-    net = Conv4(
-        shape, config.width, config.block, channels_last, precision, running, config.keep_border, config.first_width
-    )
-    return net.to(device)
+    further = (config.keep_border, config.first_width, config.position_mean)
+    return Conv4(shape, config.width, config.block, channels_last, precision, running, *further).to(device)

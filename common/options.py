@@ -68,6 +68,8 @@ class Options:
     """The number of filters in a block of the network."""
     first_width: int = option(0, least=0)
     """The number of filters in the first block, where images are largest; 0 means as many as --width."""
+    position_mean: float = option(0.0, least=0)
+    """To a filter's features, one for each position in the image, this times their mean over the positions is added."""
     block: Literal["norm-pool", "pool-norm"] = "pool-norm"
     """norm-pool is the usual Conv4 (convolution, batch norm, ReLU, pool); pool-norm pools before batch norm."""
     keep_border: bool = False

@@ -50,6 +50,17 @@ def test_blocks_equal_the_textbook_order_with_bias_and_late_pooling(order, chann
     torch.testing.assert_close(f, textbook(net, x, order), rtol=0, atol=1e-9)
 
 
+def test_position_mean_adds_the_mean_over_the_positions_with_weights_of_tasks_too():
+    net, x = a_network("pool-norm", running=0)
+    plain = net(x, "batch").unflatten(1, (8, 6))  # 2 x 3 positions
+    net.position_mean = 0.5
+    expected = (plain + 0.5 * plain.mean(2, keepdim=True)).flatten(1)
+    torch.testing.assert_close(net(x, "batch"), expected)
+    weights = {name: p.expand(2, *p.shape) for name, p in net.named_parameters()}
+    of_tasks = functional_call(net, weights, (torch.stack([x, x]), "batch"))
+    torch.testing.assert_close(of_tasks, torch.stack([expected, expected]))
+
+
 def plain_batch_norm(x, weight, bias, running_mean, running_var, momentum, eps):
     y = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
     var, mean = torch.var_mean(x.detach(), (0, 2, 3), correction=0)
