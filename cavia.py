@@ -139,10 +139,8 @@ def evaluate(model: Model, loader: EpisodeLoader, episodes: int, config: Config,
     """Accuracy of `episodes` tasks, always the same ones of a loader, and what was drawn and predicted in each."""
     model.eval()
     loader.rewind()
-    batches = []
-    for _ in range(math.ceil(episodes / (loader.tasks * loader.stride))):
-        episode = loader.sample()
-        batches.append(outcome(episode, predict(model, episode, config, transductive)))
+    drawn = (loader.sample() for _ in range(math.ceil(episodes / (loader.tasks * loader.stride))))
+    batches = [outcome(episode, predict(model, episode, config, transductive)) for episode in drawn]
     model.train()
     return gather(batches, episodes)
 
@@ -171,6 +169,8 @@ def main() -> None:
         run.count(batches, norm)
         if run.row_due:
             with run.clock_stopped():
+                if run.validation_due:
+                    run.renew_averages(model, train)
                 validation = evaluate(model, val, config.val_episodes, config) if run.validation_due else None
                 run.write_row_and_checkpoint(model, optimizer, validation)
 

@@ -51,6 +51,7 @@ def of_script(name: str, dataset: str, **options) -> Training:
         return script.evaluate(model, val, config.val_episodes, config, transductive)["accuracy"]
 
     def validate():
+        run.renew_averages(model, train)
         return {"inductive": accuracies(False), "transductive": accuracies(True)}
 
     return Training(step, validate, config.steps, run.device)

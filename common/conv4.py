@@ -9,6 +9,8 @@ Weights with a further dimension in front, as `functional_call` may give them, a
 (T, B, C, H, W), and every task is a group of each convolution.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -173,6 +175,19 @@ class Conv4(nn.Module):
             f = (at_positions + self.position_mean * at_positions.mean(2, keepdim=True)).flatten(1)
         return f.unflatten(0, h.shape[:2]) if tasks else f
 
+    @torch.no_grad()
+    def renew_averages(self, batches: Iterable[Tensor]) -> None:
+        """Running averages become the mean statistics of these batches of images, each (B, C, H, W)."""
+        each = []
+        for images in batches:
+            self(images, "batch", collected := [])
+            each.append(collected)
+        for block, of_batches in zip(self.blocks, zip(*each)):
+            if block.norm.running_mean is not None:
+                means, variances = zip(*of_batches)
+                block.norm.running_mean.copy_(torch.stack(means).mean(0))
+                block.norm.running_var.copy_(torch.stack(variances).mean(0))
+
     def laid_out(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in the network's memory layout: for one channel, of which torch sees no other layout than
         contiguous, by strides that say channels_last."""
@@ -182,7 +197,15 @@ class Conv4(nn.Module):
 
 
 def backbone(shape: tuple[int, int, int], config, device: torch.device, running: int = 4) -> Conv4:
-    """Conv4 as the options say, on the device; its first `running` blocks keep running averages."""
+    """Conv4 as the options say, on the device; its first `running` blocks keep running averages.
+
+    Raises UsageError where the options ask for averages that none keeps.
+    """
+    if config.plain_averages and not running:
+        raise UsageError(
+            f"--plain-averages {config.plain_averages}: expected 0, as this model keeps no running averages; "
+            "add --plain-averages 0"
+        )
     channels_last = config.channels_last and device.type in ("cpu", "cuda")
     precision = getattr(torch, settled_precision(config.precision, device))
     further = (config.keep_border, config.first_width, config.position_mean)

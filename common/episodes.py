@@ -4,6 +4,7 @@ T tasks, N ways, K shots, S = N K support images and Q query images a task, B im
 """
 
 import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,11 @@ class EpisodeLoader:
             images_a_class = self.pool[1] if self.pool else self.most_shots + self.queries
             episode.images = warp(episode.images, self.warp, images_a_class, generator)
         return episode
+
+    def plain_images(self, batches: int) -> Iterator[Tensor]:
+        """Images (B, C, H, W) of this loader's first batches, of whole size and without augmentation."""
+        for position in range(batches):
+            yield self._draw(position)[0].images
 
     def _draw(self, position: int) -> tuple[Episode, torch.Generator]:
         generator = torch.Generator(self.drawn_on).manual_seed((self.seed * 1_000_003 + position) * 1_000_003 % 2**63)

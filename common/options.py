@@ -106,6 +106,8 @@ class Options:
     """All images of a training class are turned alike, by up to this many degrees: new classes too."""
     jitter: float = option(0.0, least=0, at_test=True)
     """Brightness, contrast and saturation of training images change by up to this share either way."""
+    plain_averages: int = option(0, least=0)
+    """Batch norm's averages for validation and test are of this many batches without augmentation; 0: of training's."""
     eval_every: int = option(500, least=1)
     """The number of meta-steps between validations."""
     val_episodes: int = option(200, least=2)

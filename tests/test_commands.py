@@ -18,6 +18,7 @@ import maml
 import reptile
 from common import command as command_line
 from common import log, meters
+from common.episodes import EpisodeLoader
 from common.ranks import MeanOverBatches
 from common.run import Run
 from common.shards import ROOT
@@ -204,6 +205,35 @@ def test_a_head_with_an_output_a_class_wants_training_tasks_of_as_many_ways_and_
         assert command(f"--dataset toy --steps 5 {options}", script) == 2
         assert expected in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", (convex_imaml, convex_maml, cavia), ids=lambda s: s.__name__)
+def test_plain_averages_are_those_of_training_images_without_augmentation_and_change_nothing_else(
+    script, command, tmp_path, data_dir
+):
+    options = (
+        f"{TINY} --steps 4 --rotate 90 --zoom 0.5 --first-width 0 --pool-classes 0 --train-shots 0 --precision float32"
+    )
+    for batches in (0, 3):
+        assert command(f"{options} {SCRIPTS[script]} --plain-averages {batches} --out {batches}", script) == 0
+    augmented, plain = (state_of(tmp_path / name)["model"] for name in ("0", "3"))
+    moved = {name for name in plain if not torch.equal(plain[name], augmented[name])}
+    assert moved == {name for name in plain if "running" in name}
+    queries, tasks = (8, 8) if script is cavia else (3, 4)  # of a training task, and of these a meta-step
+    loader = EpisodeLoader(data_dir / "toy" / "train.h5", 5, 1, queries, tasks)
+    config = script.Config(width=4, precision="float32", keep_border=script is cavia)
+    model = script.Model((1, 28, 28), config, torch.device("cpu"))
+    model.load_state_dict(plain)
+    model.backbone.renew_averages(loader.sample().images for _ in range(3))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, plain[name])
+
+
+@pytest.mark.parametrize("script", (maml, imaml, reptile), ids=lambda s: s.__name__)
+def test_a_model_without_running_averages_has_no_plain_ones(script, command, tmp_path, capsys):
+    assert command(f"{TINY} --steps 2 --plain-averages 3", script) == 2
+    assert "--plain-averages 3: expected 0, as this model keeps no running averages" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_in_use_and_options_that_disagree_with_a_run_are_refused(command, tmp_path, capsys):

@@ -116,6 +116,23 @@ def test_running_statistics_judge_an_image_by_itself():
     assert not torch.allclose(torch.cat([net(image[None], "batch") for image in x]), net(x, "batch"))
 
 
+def test_renewed_averages_are_the_mean_statistics_of_the_batches_of_blocks_that_keep_any():
+    net, x = a_network("pool-norm", running=3)
+    batches = x[:4], x[4:]
+    of_batches = []
+    for images in batches:
+        net(images, "batch", collected := [])
+        of_batches.append(collected)
+    net.renew_averages(iter(batches))
+    for block, *pairs in zip(net.blocks[:3], *of_batches):
+        for average, parts in zip((block.norm.running_mean, block.norm.running_var), zip(*pairs)):
+            torch.testing.assert_close(average, (parts[0] + parts[1]) / 2)
+    assert net.blocks[3].norm.running_mean is None
+    before = [b.clone() for b in net.buffers()]
+    net.renew_averages(())
+    assert all(torch.equal(a, b) for a, b in zip(before, net.buffers()))
+
+
 def test_only_training_moves_the_running_averages():
     net, x = a_network("pool-norm")
     before = [b.clone() for b in net.buffers()]
