@@ -17,8 +17,10 @@ from reports.runs import ASIDE, Run
 FREE = ASIDE | {
     "steps", "minutes", "learning_rate", "weight_decay", "clip", "eval_every", "val_episodes", "queries", "shots",
     "ways", "test_inner_steps", "test_inner_batch", "views", "data_dir", "inner_rate", "strength", "logit_scale",
-    "train_queries", "train_shots", "train_ways",
+    "train_queries", "train_shots", "train_ways", "plain_averages",
 }  # fmt: skip
+# Those of which only whether they are 0 does.
+SWITCHES = {"half_size", "rotate", "zoom", "shift", "rotate_class", "jitter", "position_mean"}
 
 
 class Times:
@@ -109,4 +111,9 @@ def same_cost(options: dict, others: dict) -> bool:
     tasks = [
         [its.get(f"train_{what}") or its[what] for what in ("ways", "shots", "queries")] for its in (options, others)
     ]
-    return tasks[0] == tasks[1] and all(options[k] == others[k] for k in set(options) & set(others) - FREE)
+    names = set(options) & set(others) - FREE
+    return tasks[0] == tasks[1] and all(cost_of(name, options) == cost_of(name, others) for name in names)
+
+
+def cost_of(name: str, options: dict) -> object:
+    return bool(options[name]) if name in SWITCHES else options[name]

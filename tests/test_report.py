@@ -155,6 +155,9 @@ def test_a_step_in_another_precision_isnt_the_runs(tmp_path):
 def test_what_changes_no_steps_cost_finds_the_tables_row(tmp_path):
     run = find([write_run(tmp_path / "run", learning_rate=0.5, seed=3, train_shots=1)])[0]
     assert Times([write_times(tmp_path / "steps.json", ("maml", 30.0, None, {}))]).row(run)["ms"] == 30
+    times = Times([write_times(tmp_path / "other.json", ("maml", 30.0, None, {"zoom": 0.25}))])
+    assert times.row(run) is None  # as without zoom no image is sampled anew
+    assert times.row(find([write_run(tmp_path / "zoomed", zoom=0.1)])[0])["ms"] == 30
 
 
 def test_steps_on_images_of_half_the_side_count_with_their_own_time(tmp_path):
