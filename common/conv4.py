@@ -98,8 +98,8 @@ class Conv4(nn.Module):
     running: blocks, from the first, that keep running averages, for which weights that a task adapts have no use.
     first_width: filters of the first block, which works on the largest images, if not `width`. The second block's
     convolution is two thirds of the arithmetic for 84 x 84 images, and half that for half the channels.
-    position_mean: w >= 0. A filter's features z_p at the positions p of the last block become z_p + w mean_p(z). So the
-    head sees more of what is in an image, and less of where; the mean of the features is scaled by 1 + w.
+    position_mean: w >= 0. Outside training, a filter's features z_p at the positions p of the last block become
+    z_p + w mean_p(z). So a head sees more of what is in an image, and less of where.
     Raises UsageError for images below 16 x 16, of which nothing would be left.
     """
 
@@ -170,7 +170,7 @@ class Conv4(nn.Module):
             x = fourth.norm(x, statistics, collected)
         x = fourth.after_norm(x)
         f = x.flatten(1).to(self.blocks[0].convolution.weight.dtype)
-        if self.position_mean:
+        if self.position_mean and not self.training:
             at_positions = f.unflatten(1, (x.shape[1], -1))  # (B, width, positions)
             f = (at_positions + self.position_mean * at_positions.mean(2, keepdim=True)).flatten(1)
         return f.unflatten(0, h.shape[:2]) if tasks else f

@@ -68,8 +68,8 @@ class Options:
     """The number of filters in a block of the network."""
     first_width: int = option(0, least=0)
     """The number of filters in the first block, where images are largest; 0 means as many as --width."""
-    position_mean: float = option(0.0, least=0)
-    """To a filter's features, one for each position in the image, this times their mean over the positions is added."""
+    position_mean: float = option(0.0, least=0, at_test=True)
+    """In validation and test, a filter's features, one a position, get this times their mean over positions added."""
     block: Literal["norm-pool", "pool-norm"] = "pool-norm"
     """norm-pool is the usual Conv4 (convolution, batch norm, ReLU, pool); pool-norm pools before batch norm."""
     keep_border: bool = False
@@ -136,11 +136,16 @@ class Options:
 
 def fixed_ways(config: Options) -> int:
     """--ways, for a model that has a weight for each class and feature. Raises UsageError where training tasks have
-    another number of classes, or images of another size."""
+    another number of classes, images of another size, or other features than tests."""
     if config.half_size:
         raise UsageError(
             f"--half-size {config.half_size}: expected 0, as the model has weights for a size of image; "
             "add --half-size 0"
+        )
+    if config.position_mean:
+        raise UsageError(
+            f"--position-mean {config.position_mean}: expected 0, as the model has weights for training's features; "
+            "add --position-mean 0"
         )
     if config.train_ways not in (0, config.ways):
         raise UsageError(

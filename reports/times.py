@@ -17,10 +17,10 @@ from reports.runs import ASIDE, Run
 FREE = ASIDE | {
     "steps", "minutes", "learning_rate", "weight_decay", "clip", "eval_every", "val_episodes", "queries", "shots",
     "ways", "test_inner_steps", "test_inner_batch", "views", "data_dir", "inner_rate", "strength", "logit_scale",
-    "train_queries", "train_shots", "train_ways", "plain_averages",
+    "train_queries", "train_shots", "train_ways", "plain_averages", "position_mean",
 }  # fmt: skip
 # Those of which only whether they are 0 does.
-SWITCHES = {"half_size", "rotate", "zoom", "shift", "rotate_class", "jitter", "position_mean"}
+SWITCHES = {"half_size", "rotate", "zoom", "shift", "rotate_class", "jitter"}
 
 
 class Times:

@@ -195,12 +195,13 @@ def test_bad_input_is_one_line_and_exit_status_2_and_nothing_written(options, co
 
 
 @pytest.mark.parametrize("script", (maml, imaml, reptile, cavia), ids=lambda s: s.__name__)
-def test_a_head_with_an_output_a_class_wants_training_tasks_of_as_many_ways_and_images_of_one_size(
+def test_a_head_with_an_output_a_class_wants_training_tasks_of_as_many_ways_and_features_as_tests(
     script, command, tmp_path, capsys
 ):
     for options, expected in {
         "--train-ways 7": "--train-ways 7: expected 0 or 5",
         "--image-size 32 --half-size 0.5": "--half-size 0.5: expected 0, as",
+        "--position-mean 0.5": "--position-mean 0.5: expected 0, as the model has weights for training's features",
     }.items():
         assert command(f"--dataset toy --steps 5 {options}", script) == 2
         assert expected in capsys.readouterr().err

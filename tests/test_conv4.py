@@ -50,10 +50,12 @@ def test_blocks_equal_the_textbook_order_with_bias_and_late_pooling(order, chann
     torch.testing.assert_close(f, textbook(net, x, order), rtol=0, atol=1e-9)
 
 
-def test_position_mean_adds_the_mean_over_the_positions_with_weights_of_tasks_too():
+def test_outside_training_position_mean_adds_the_mean_over_positions_with_weights_of_tasks_too():
     net, x = a_network("pool-norm", running=0)
     plain = net(x, "batch").unflatten(1, (8, 6))  # 2 x 3 positions
     net.position_mean = 0.5
+    torch.testing.assert_close(net(x, "batch"), plain.flatten(1))
+    net.eval()
     expected = (plain + 0.5 * plain.mean(2, keepdim=True)).flatten(1)
     torch.testing.assert_close(net(x, "batch"), expected)
     weights = {name: p.expand(2, *p.shape) for name, p in net.named_parameters()}
