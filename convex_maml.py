@@ -69,7 +69,7 @@ SETTINGS = {
         rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True,
     ),
     "omniglot": dict(
-        steps=19_000, tasks=4, train_ways=20, train_queries=7, pool_classes=20, pool_images=8, keep_border=True,
+        steps=12_000, tasks=32, train_queries=7, pool_classes=20, pool_images=8, keep_border=True,
         rotate=10.0, zoom=0.1, shift=0.05, rotate_class=45.0, flip_class=True, width=128, first_width=32, views=16,
         eval_every=2000,
     ),

@@ -7,8 +7,8 @@ Nothing is differentiated but the training loss; no query set is needed.
 
     python reptile.py --dataset omniglot --shots 1
 
-reaches 0.9503 ± 0.0033 (inductive, 95 % CI); that run, of 20 minutes on two cores of an AMD EPYC with AVX-512, in
-float32, had 8,511 steps.
+reaches 0.9580 ± 0.0030 (inductive, 95 % CI) in 12,400 steps, 20 minutes of two cores of an AMD EPYC with AVX-512 and
+bfloat16.
 """
 
 import math
@@ -56,7 +56,7 @@ class Config(Options):
 # What serves a data set best, where it isn't the default; "other" is for a set of your own.
 SETTINGS = {
     "glyphs": dict(steps=1200, tasks=5, train_shots=10, train_queries=1, keep_border=True),
-    "omniglot": dict(steps=8500, tasks=5, train_shots=10, train_queries=1, keep_border=True, eval_every=1000),
+    "omniglot": dict(steps=12_400, tasks=5, train_shots=10, train_queries=1, keep_border=True, eval_every=1000),
     "miniimagenet": dict(
         steps=9000, tasks=5, train_shots=15, train_queries=1, inner_steps=8, width=32, flip=True, eval_every=250,
     ),
