@@ -205,8 +205,8 @@ def main() -> None:
         run.count(batches, norm)
         if run.row_due:
             with run.clock_stopped():
-                if run.validation_due:
-                    run.renew_averages(model, train)
+                if run.validation_due and config.plain_averages:
+                    model.backbone.renew_averages(train.plain_images(config.plain_averages))
                 validation = evaluate(model, val, config.val_episodes, config) if run.validation_due else None
                 run.write_row_and_checkpoint(model, optimizer, validation)
 

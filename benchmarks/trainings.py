@@ -51,7 +51,8 @@ def of_script(name: str, dataset: str, **options) -> Training:
         return script.evaluate(model, val, config.val_episodes, config, transductive)["accuracy"]
 
     def validate():
-        run.renew_averages(model, train)
+        if config.plain_averages:
+            model.backbone.renew_averages(train.plain_images(config.plain_averages))
         return {"inductive": accuracies(False), "transductive": accuracies(True)}
 
     return Training(step, validate, config.steps, run.device)

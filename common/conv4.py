@@ -208,5 +208,8 @@ def backbone(shape: tuple[int, int, int], config, device: torch.device, running:
         )
     channels_last = config.channels_last and device.type in ("cpu", "cuda")
     precision = getattr(torch, settled_precision(config.precision, device))
-    further = (config.keep_border, config.first_width, config.position_mean)
-    return Conv4(shape, config.width, config.block, channels_last, precision, running, *further).to(device)
+    net = Conv4(
+        shape, config.width, config.block, channels_last, precision, running, config.keep_border, config.first_width,
+        config.position_mean,
+    )  # fmt: skip
+    return net.to(device)

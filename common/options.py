@@ -137,16 +137,11 @@ class Options:
 def fixed_ways(config: Options) -> int:
     """--ways, for a model that has a weight for each class and feature. Raises UsageError where training tasks have
     another number of classes, images of another size, or other features than tests."""
-    if config.half_size:
-        raise UsageError(
-            f"--half-size {config.half_size}: expected 0, as the model has weights for a size of image; "
-            "add --half-size 0"
-        )
-    if config.position_mean:
-        raise UsageError(
-            f"--position-mean {config.position_mean}: expected 0, as the model has weights for training's features; "
-            "add --position-mean 0"
-        )
+    for name, what in (("half_size", "a size of image"), ("position_mean", "training's features")):
+        if value := getattr(config, name):
+            raise UsageError(
+                f"{flag(name)} {value}: expected 0, as the model has weights for {what}; add {flag(name)} 0"
+            )
     if config.train_ways not in (0, config.ways):
         raise UsageError(
             f"--train-ways {config.train_ways}: expected 0 or {config.ways}, as the model has an output for each of "

@@ -209,11 +209,6 @@ class Run:
         yield
         self.started = meters.clock(self.device)
 
-    def renew_averages(self, model: nn.Module, train: EpisodeLoader) -> None:
-        """Batch norm's running averages become those of training images as they are, where --plain-averages asks."""
-        if self.config.plain_averages:
-            model.backbone.renew_averages(train.plain_images(self.config.plain_averages))
-
     def write_row_and_checkpoint(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, validation: dict | None
     ) -> None:
