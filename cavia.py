@@ -8,7 +8,7 @@ takes the inner gradients for constants.
 
     python cavia.py --dataset omniglot --shots 1
 
-reaches 0.9603 ± 0.0030 (inductive, 95 % CI) in 12,000 steps, 15 minutes of two cores of an AMD EPYC with AVX-512 and
+reaches 0.9603 ± 0.0030 (inductive, 95 % CI) in 12,000 steps, 14 minutes of two cores of an AMD EPYC with AVX-512 and
 bfloat16.
 """
 

