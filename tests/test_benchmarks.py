@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 import maml
-from benchmarks import compare, meta_step_rows, ours, problems, run, steady, worker
+from benchmarks import at_test, compare, meta_step_rows, ours, problems, run, steady, worker
 from benchmarks.rows import Row, with_gradients
 from common import meters
 from common.shards import ROOT, UsageError
@@ -218,6 +218,29 @@ def test_settings_are_compared_on_validation_each_script_against_its_own_first(t
     rows = (tmp_path / "scripts.md").read_text().strip().splitlines()[-4:]
     assert rows[1].startswith("| maml.py width=8 |") and "| 0.8125 | +0.2500 (+0.2500, +0.2500) | 0.1875 |" in rows[1]
     assert rows[3].startswith("| cavia.py width=8 |") and "| 0.1875 | -0.1250 (-0.1250, -0.1250) | 0.8125 |" in rows[3]
+
+
+def test_options_of_a_test_are_compared_on_the_same_validation_tasks_of_a_trained_run(
+    train, data_dir, tmp_path, capsys
+):
+    run = train(options="--flip --val-episodes 40 --eval-every 2")
+    saved = json.loads((run / "result.json").read_text())
+    options = at_test.Options(run, ("views=1", "views=2", "plain-averages=2"), (1,), 40, data_dir, tmp_path)
+    at_test.main(options)
+    (written,) = tmp_path.glob("at_test-*-plain-averages-views.json")
+    first, views, plain = (row["accuracies"]["1"] for row in json.loads(written.read_text())["variants"])
+    assert first == pytest.approx(saved["val_accuracy"])  # which has the run's own single view
+    a, b = (at_test.accuracies(options, variant, 1) for variant in ("views=1", "views=2"))
+    difference, ci95 = meters.mean_ci95(b - a)
+    assert views - first == pytest.approx(difference, abs=1e-6) and (a != b).any() and plain != first
+    assert f"| {difference:+.4f} ± {ci95:.4f} |" in capsys.readouterr().out.splitlines()[-2]
+
+
+def test_options_of_the_training_cant_be_compared_once_a_run_is_trained(train, data_dir):
+    run = train(options="--plain-averages 1")
+    for variant, named in ("width=8", "--width"), ("dataset=glyphs", "--dataset"), ("plain-averages=0", "lost"):
+        with pytest.raises(UsageError, match=named):
+            at_test.accuracies(at_test.Options(run, (variant,), (1,), 4, data_dir), variant, 1)
 
 
 @pytest.mark.slow
