@@ -74,7 +74,7 @@ def cavia(dataset: str, width: int, tasks: int, inner_steps: int, inner_rate: fl
     net = models.CondConvNet(
         num_classes=5, num_filters=width, max_pool=True, num_context_params=100,
         context_in=[False, False, True, False, False], num_film_hidden_layers=0, imsize=episode.images.shape[-1],
-        initialisation="kaiming", device=torch.device("cpu"),
+        initialisation="kaiming", device=torch.get_default_device(),
     )  # fmt: skip
     net.conv1 = nn.Conv2d(episode.images.shape[1], width, 3, padding=1)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-5)

@@ -3,12 +3,12 @@
     python -m benchmarks.gpu --out results/benchmarks/cuda
 
 tests: tests/test_cuda.py.   steps: meta-steps of all scripts as they are and as replayed CUDA graphs, against one plain
-forward and backward of the backbone over the same images, which is captured too, in turns in one process.
+forward and backward of the backbone over the same images, which is captured too, and against those of the peers that
+are installed (benchmarks/requirements.txt, benchmarks/cloned.py), in float32; all in turns in one process.
 accuracy: seconds of training until validation on Omniglot is at .95, .98 and .99, each script with its own settings.
 A part is saved when it is done. With --device cpu nothing can be captured, and tests/test_cuda.py skips itself.
 """
 
-import dataclasses
 import itertools
 import statistics
 import subprocess
@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks import SCRIPTS, markdown, problems, report, save, seconds_of, start
-from benchmarks.meta_step_rows import OURS, WIDTHS
+from benchmarks import SCRIPTS, markdown, ours, problems, report, save, seconds_of, start
+from benchmarks.meta_step_rows import OURS, PEERS, WIDTHS
+from benchmarks.rows import SAME, apart
 from common import log, meters
 from common.capture import Captured, as_it_is
 from common.episodes import Episode
@@ -43,11 +45,13 @@ class Options:
     """whose shapes the meta-steps have; their images are random"""
     tasks: tuple[int, ...] = (4, 16, 64)
     """of the meta-steps"""
+    peer_tasks: tuple[int, ...] = (4,)
+    """of those with which peers are measured too: most of them take one task after the other"""
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     turns: int = 5
     """that count, after one that doesn't"""
     repeats: int = 10
-    """steps in a turn, at whose end the device is waited for"""
+    """steps in a turn, at whose end the device is waited for; fewer where they take longer than a second"""
     data_dir: Path = ROOT / "data"
     """with Omniglot in it, for the part on accuracy"""
     seconds: float = 30.0
@@ -81,10 +85,9 @@ def ready(name: str, dataset: str, tasks: int, precision: str, captured: bool, d
     """A script's meta-step, or the plain step, and a step of Adam. Raises UsageError where it can't be captured."""
     algorithm = "maml" if name == PLAIN else name
     given = {"precision": precision, **OURS[algorithm]}
-    script, config, model = problems.our_model(algorithm, dataset, WIDTHS[dataset], **given)
-    model.to(device)
-    episode = problems.episode_for(algorithm, dataset, tasks)
-    episode = dataclasses.replace(episode, **{key: value.to(device) for key, value in vars(episode).items()})
+    with device:
+        script, config, model = problems.our_model(algorithm, dataset, WIDTHS[dataset], **given)
+        episode = problems.episode_for(algorithm, dataset, tasks)
     meta_step = plain_step if name == PLAIN else script.meta_step
     launch = Captured() if captured else as_it_is
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
@@ -98,23 +101,46 @@ def ready(name: str, dataset: str, tasks: int, precision: str, captured: bool, d
     return step
 
 
+def of_peer(algorithm: str, peer: str, dataset: str, tasks: int, device: torch.device) -> Callable:
+    """A peer's meta-step and a step of Adam. Raises UsageError where its meta-gradient in float64 isn't ours, and what
+    the peer raises: where it isn't installed, ImportError."""
+    given = {"dataset": dataset, "width": WIDTHS[dataset], "tasks": tasks, **OURS[algorithm]}
+    with device:
+        step, info = PEERS[algorithm][peer](**given)
+        if "gradient" in info:
+            error = apart(ours.meta_steps(algorithm, **given)[1]["gradient"], info["gradient"])
+            if error >= SAME:
+                raise UsageError(f"not ours: the gradients are apart by {error:.0e}")
+    step()
+    return step
+
+
 def measure(options: Options, dataset: str, tasks: int, precision: str, device: torch.device) -> list[dict]:
     """A row a step and way, all taking turns: `ms`, or `error`."""
     rows, steps = [], []
     ways = (False, True) if device.type == "cuda" else (False,)
-    for name, captured in itertools.product((PLAIN, *options.algorithms), ways):
-        row = {"step": name, "captured": captured, "dataset": dataset, "tasks": tasks, "precision": precision}
+    pieces = {
+        (name, "", captured): partial(ready, name, dataset, tasks, precision, captured, device)
+        for name, captured in itertools.product((PLAIN, *options.algorithms), ways)
+    }
+    for algorithm in options.algorithms if tasks in options.peer_tasks and precision == "float32" else ():
+        for peer in PEERS.get(algorithm, {}):
+            pieces[algorithm, peer, False] = partial(of_peer, algorithm, peer, dataset, tasks, device)
+    for (name, peer, captured), piece in pieces.items():
+        row = {"step": name, "peer": peer, "captured": captured}
+        row |= {"dataset": dataset, "tasks": tasks, "precision": precision}
         try:
-            steps.append(ready(name, dataset, tasks, precision, captured, device))
-        except (UsageError, torch.cuda.OutOfMemoryError) as error:
-            steps.append(None)
-            row["error"] = str(error).splitlines()[0]
+            step = piece()
+            row["repeats"] = max(1, min(options.repeats, int(1 / seconds_of(step, device))))
+        except (UsageError, ImportError, RuntimeError) if peer else (UsageError, torch.cuda.OutOfMemoryError) as error:
+            step, row["error"] = None, str(error).splitlines()[0]
+        steps.append(step)
         rows.append(row | {"seconds": []})
     for turn in range(options.turns + 1):
         for row, step in zip(rows, steps):
             if step:
-                seconds = seconds_of(lambda: [step() for _ in range(options.repeats)], device)
-                row["seconds"] += [seconds / options.repeats] if turn else []
+                seconds = seconds_of(lambda: [step() for _ in range(row["repeats"])], device)
+                row["seconds"] += [seconds / row["repeats"]] if turn else []
     for row in rows:
         if "error" not in row:
             row["ms"] = 1e3 * statistics.median(row["seconds"])
@@ -132,22 +158,30 @@ def steps(options: Options) -> None:
 
 
 def as_table(rows: list[dict]) -> str:
-    """Steps as they are and captured, in ms; captured ones' share of the captured plain step; tasks a second."""
-    at = {(r["step"], r["captured"], r["dataset"], r["tasks"], r["precision"]): r for r in rows}
+    """Steps as they are and captured, in ms; the better one's share of the plain step and, of a peer's, how often ours
+    is done meanwhile; tasks a second."""
+    at = {(r["step"], r["peer"], r["captured"], r["dataset"], r["tasks"], r["precision"]): r for r in rows}
+
+    def best(step: str, peer: str, what: tuple) -> dict:
+        eager, captured = (at.get((step, peer, captured, *what), {}) for captured in (False, True))
+        return captured if "ms" in captured else eager
+
     lines = []
     for row in rows:
         if row["captured"]:
             continue
-        what = (row["dataset"], row["tasks"], row["precision"])
-        eager, captured, plain = row, at.get((row["step"], True, *what)), at.get((PLAIN, True, *what))
-        best = captured if captured and "ms" in captured else eager
-        against = plain if plain and "ms" in plain else at[PLAIN, False, *what]
-        both = "ms" in best and "ms" in against
-        ratio = f"{best['ms'] / against['ms']:.2f}" if both else ""
-        tasks = f"{1e3 * row['tasks'] / best['ms']:,.0f}" if both else ""
-        lines.append([row["step"], *what, shown(eager), shown(captured) if captured else "", ratio, tasks])
-    heads = ["step", "images of", "tasks", "precision", "ms as it is", "ms captured", "/ plain step", "tasks a second"]
-    return markdown(heads, lines)
+        name, peer, what = row["step"], row["peer"], (row["dataset"], row["tasks"], row["precision"])
+        captured = at.get((name, peer, True, *what))
+        mine = best(name, peer, what)
+        cells = ["", "", ""]
+        if "ms" in mine:
+            against = (best(PLAIN, "", what), best(name, "", what) if peer else {})
+            cells = [f"{mine['ms'] / other['ms']:.2f}" if "ms" in other else "" for other in against]
+            cells.append(f"{1e3 * row['tasks'] / mine['ms']:,.0f}")
+        step = f"{name}, {peer}" if peer else name
+        lines.append([step, *what, shown(row), shown(captured) if captured else "", *cells])
+    heads = ["step", "images of", "tasks", "precision", "ms as it is", "ms captured", "/ plain step", "/ ours"]
+    return markdown([*heads, "tasks a second"], lines)
 
 
 def shown(row: dict) -> str:

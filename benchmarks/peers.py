@@ -115,7 +115,7 @@ def parallel_metalearn(
     algorithm = MAML(
         model=net, optimizer=torch.optim.SGD(net.parameters(), lr=0.0), inner_steps=inner_steps,
         inner_optimizer=InnerSGD(net.get_fast_weights(), first_order, inner_rate, learn_lr=False),
-        support_loss_fn=CrossEntropy(CategoricalAccuracy()), device=torch.device("cpu"),
+        support_loss_fn=CrossEntropy(CategoricalAccuracy()), device=torch.get_default_device(),
         chunk_size=tasks if dataset == "omniglot" else 4,
     )  # fmt: skip
 

@@ -1,5 +1,5 @@
 """What this project and its peers are both given: the same weights, images and heads to solve. And what both are asked:
-their meta-gradient in float64, and how far their heads are from the optimum."""
+their meta-gradient in float64, and how far their heads are from the optimum. All on torch's default device."""
 
 import ctypes
 import dataclasses
@@ -46,7 +46,7 @@ def our_model(algorithm: str, dataset: str, width: int, **options) -> tuple[obje
     options = {"block": "norm-pool", "precision": "float32", **options}
     config = script.Config(width=width, **{k: v for k, v in options.items() if k in script.Config.__dataclass_fields__})
     torch.manual_seed(0)
-    return script, config, script.Model(SHAPES[dataset], config, torch.device("cpu"))
+    return script, config, script.Model(SHAPES[dataset], config, torch.get_default_device())
 
 
 def textbook_of(dataset: str, width: int) -> nn.Sequential:
@@ -64,7 +64,10 @@ def textbook_of(dataset: str, width: int) -> nn.Sequential:
 def random_episode(dataset: str, tasks: int) -> Episode:
     """Random images in 5-way tasks of 1 support image and 15 queries a class."""
     T, S, Q = tasks, 5, 75
-    images = torch.randn(T * (S + Q), *SHAPES[dataset], generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(T * (S + Q), *SHAPES[dataset], generator=generator, device="cpu").to(
+        torch.get_default_device()
+    )
     places = torch.arange(len(images)).view(T, S + Q)
     labels = torch.arange(5).expand(T, 5)
     return Episode(images, places[:, :S], places[:, S:], labels, labels.repeat(1, 15), labels, places.flatten())
@@ -129,7 +132,7 @@ def shared_gradient(model: nn.Module) -> np.ndarray:
         name: p.grad for name, p in model.named_parameters()
         if p.grad is not None and "." in name and not (name.startswith("features.") and name.endswith(".0.bias"))
     }  # fmt: skip
-    return torch.cat([g.flatten() for g in gradients.values()]).numpy()
+    return torch.cat([g.flatten() for g in gradients.values()]).numpy(force=True)
 
 
 def gradient_in_float64(model: nn.Module, episode: Episode, gradients: Callable[[], None]) -> np.ndarray:

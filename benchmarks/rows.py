@@ -9,6 +9,8 @@ import numpy as np
 from benchmarks import markdown
 from benchmarks.worker import Worker
 
+SAME = 1e-6  # so far apart, relative to their norm, two libraries' gradients in float64 may be and be the same
+
 
 @dataclass
 class Row:
@@ -43,12 +45,17 @@ def compared(measure: str, algorithm: str, setting: str, us: Worker, against: st
     return replace(row, theirs=them.amount, ratio=median, ratio_low=low, ratio_high=high, note=note)
 
 
+def apart(g: np.ndarray, theirs: np.ndarray) -> float:
+    """|g - g'| / |g| of two gradients; infinity where one has other parameters."""
+    return float(np.linalg.norm(g - theirs) / np.linalg.norm(g)) if g.shape == theirs.shape else math.inf
+
+
 def with_gradients(row: Row, g: np.ndarray, theirs: np.ndarray) -> Row:
-    """The row with both meta-gradients' norms noted, uncounted where |g - g'| / |g| says that they differ."""
-    norm = np.linalg.norm
-    error = norm(g - theirs) / norm(g) if g.shape == theirs.shape else math.inf
-    note = f"gradient norms {norm(g):.6g}, {norm(theirs):.6g}, apart by {error:.0e}"
-    return replace(row, note=note) if error < 1e-6 else row.uncounted(f"not ours: {note}")
+    """The row with both meta-gradients' norms noted, uncounted where they differ."""
+    error = apart(g, theirs)
+    norms = (np.linalg.norm(gradient) for gradient in (g, theirs))
+    note = "gradient norms {:.6g}, {:.6g}, apart by {:.0e}".format(*norms, error)
+    return replace(row, note=note) if error < SAME else row.uncounted(f"not ours: {note}")
 
 
 def as_table(rows: list[Row]) -> str:

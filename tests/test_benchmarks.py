@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 import maml
-from benchmarks import at_test, compare, meta_step_rows, ours, problems, run, steady, worker
+from benchmarks import at_test, compare, gpu, meta_step_rows, ours, problems, run, steady, worker
 from benchmarks.rows import Row, with_gradients
 from common import meters
 from common.shards import ROOT, UsageError
@@ -257,6 +257,30 @@ def test_settings_are_compared_over_seeds_and_a_stopped_comparison_goes_on(data_
     row = (tmp_path / "widths.md").read_text().strip().splitlines()[-1]
     gain = sum(r["val_accuracy"] * (1 if r["width"] == 8 else -1) for r in runs) / 2
     assert row.startswith("| width=8,block=norm-pool |") and f"| {gain:+.4f} (" in row
+
+
+@pytest.mark.slow
+def test_beside_a_gpus_steps_are_those_of_peers_whose_gradient_is_ours(monkeypatch):
+    def peer(times, **given):
+        step, info = ours.meta_steps("maml", **given)
+        return step, {"gradient": times * info["gradient"]}
+
+    def absent(**given):
+        raise ImportError("No module named 'absent'")
+
+    monkeypatch.setattr(gpu, "WIDTHS", {"omniglot": 4})
+    pieces = {"same": partial(peer, 1), "twice": partial(peer, 2), "absent": absent}
+    monkeypatch.setattr(gpu, "PEERS", {"maml": pieces})
+    options = gpu.Options(algorithms=("maml",), peer_tasks=(1,), turns=1, repeats=1)
+    rows = gpu.measure(options, "omniglot", 1, "float32", torch.device("cpu"))
+    assert [(row["step"], row["peer"]) for row in rows[1:]] == [("maml", name) for name in ("", *pieces)]
+    assert [row.get("error") for row in rows[3:]] == [
+        "not ours: the gradients are apart by 1e+00",
+        "No module named 'absent'",
+    ]
+    lines = [line.strip("| ").split(" | ") for line in gpu.as_table(rows).splitlines()]
+    assert lines[4][0] == "maml, same" and lines[4][-2] == f"{rows[2]['ms'] / rows[1]['ms']:.2f}"
+    assert not any(row["peer"] for row in gpu.measure(options, "omniglot", 2, "float32", torch.device("cpu")))
 
 
 @pytest.mark.slow
