@@ -64,9 +64,9 @@ SETTINGS = {
         eval_every=2000,
     ),
     "miniimagenet": dict(
-        steps=19_400, tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True,
-        jitter=0.4, shift=0.15, zoom=0.25, weight_decay=0.03, half_size=0.4, width=128, first_width=64,
-        unit_features=True, views=8,
+        steps=7800, tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True,
+        jitter=0.3, shift=0.1, zoom=0.15, weight_decay=0.02, half_size=0.5, width=128, first_width=64,
+        unit_features=True, position_mean=0.5, plain_averages=20,
     ),
     "other": dict(
         steps=9500, tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True,

@@ -53,7 +53,7 @@ def options_of(algorithm: str, dataset: str) -> dict:
     queries = tasks["train_queries"]
     options = {
         "width": 64, "first_width": 0, "block": "norm-pool", "keep_border": tasks.get("keep_border", False),
-        "position_mean": 0.0,
+        "position_mean": 0.0, "plain_averages": 0,
         "precision": "float32", "shots": 1, "tasks": tasks["tasks"], "train_ways": 0, "train_shots": 0,
         "train_queries": queries, "pool_classes": 0, "pool_images": 20, "half_size": 0.0, "weight_decay": 0.0,
         "flip": False, "rotate": 0.0, "zoom": 0.0, "shift": 0.0, "flip_class": False, "rotate_class": 0.0,
