@@ -83,6 +83,11 @@ def main() -> None:
         asked = task.Task(run, support.classes, shown, torch.from_numpy(support.labels), invert)
     learner = trained.Learner(asked.trained, len(asked.classes), device, options.views)
     notes = list(pictures.notes())
+    if (numbers := asked.labels.bincount()).max() >= 2 * numbers.min():
+        notes.append(
+            f"the classes have {numbers.min()} to {numbers.max()} support pictures; those of smaller classes count "
+            "several times, but such a class may still be named too seldom; give all the same number"
+        )
     if both := folders.in_both(shown_files, files, options.query):
         notes.append(f"{len(both)} of the query pictures are in the support set too: {a_few(both)}")
     for note in notes:

@@ -22,6 +22,7 @@ from common.shards import ROOT, Preparation, UsageError
 from data_prep.files import a_few
 
 PIXELS_AT_A_TIME = 2**22  # of query pictures: what a network holds of them takes some hundred times the memory
+MOST_SUPPORT = 500  # pictures, up to which those of smaller classes are repeated
 
 
 @dataclass
@@ -141,18 +142,32 @@ class Learner:
 
     def _predicted(self, support: Tensor, y_support: Tensor, query: Tensor) -> Tensor:
         S, Q = len(support), len(query)
+        places = evenly(y_support)
         pixels = converted(torch.cat([support, query]).to(self.device), self.shape)
         episode = Episode(
             images=normalised(pixels, self.mean, self.std),
-            support=torch.arange(S, device=self.device)[None],
+            support=places.to(self.device)[None],
             query=torch.arange(S, S + Q, device=self.device)[None],
-            y_support=y_support.to(self.device)[None],
+            y_support=y_support[places].to(self.device)[None],
             y_query=torch.full((1, Q), -1, device=self.device),  # nobody knows
             classes=torch.arange(self.ways, device=self.device)[None],
             rows=torch.arange(S + Q, device=self.device),
         )
         logits = self.script.predict(self.model, episode, self.config)  # (1, Q, N)
         return logits[0].detach().float().cpu()
+
+
+def evenly(labels: Tensor) -> Tensor:
+    """Places of support pictures with labels (S,), those of smaller classes several times, so that no class is the more
+    likely for having more pictures, as a run is trained with equal numbers. Those of equal numbers stay in their order.
+    Classes are filled up to MOST_SUPPORT pictures in all, as some methods adapt to each of them."""
+    counts = labels.bincount()
+    most = min(int(counts.max()), max(1, MOST_SUPPORT // len(counts)))
+    again = [
+        torch.where(labels == c)[0].repeat(most // n + 1)[: most - n] for c, n in enumerate(counts.tolist()) if n < most
+    ]
+    places = torch.cat([torch.arange(len(labels)), *again])
+    return places[torch.randperm(len(places), generator=torch.Generator().manual_seed(0))] if again else places
 
 
 def _module(trained: Trained) -> ModuleType:

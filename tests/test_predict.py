@@ -80,6 +80,32 @@ def test_a_picture_gets_the_same_probabilities_whatever_else_is_asked_and_howeve
     np.testing.assert_allclose(one, probabilities[14], atol=2e-2)
 
 
+def test_a_class_is_no_likelier_for_having_more_pictures(train, predicted, data_dir, tmp_path):
+    """Copies of one picture teach nothing, so they may change nothing."""
+    run = train(options="--steps 20")
+    support = draw(tmp_path / "support", (1, 1, 1), data_dir)
+    query = draw(tmp_path / "query", (4, 4, 4), data_dir, first=10)
+    _, said, once = predicted(run, "--support", support, "--query", query)
+    assert "support pictures; those of smaller" not in said
+    for i in range(1, 9):
+        shutil.copy(support / "class1" / "0.png", support / "class1" / f"{i}.png")
+    status, said, often = predicted(run, "--support", support, "--query", query)
+    assert status == 0 and "note: the classes have 1 to 9 support pictures" in said
+    values = [np.array([[float(row[f"p(class{c})"]) for c in range(3)] for row in rows]) for rows in (once, often)]
+    np.testing.assert_allclose(*values, atol=2e-3)
+    assert np.ptp(values[0], axis=1).mean() > 0.05
+
+
+def test_smaller_classes_are_repeated_and_equal_ones_keep_their_order():
+    assert trained.evenly(torch.tensor([2, 0, 1, 1, 2, 0])).tolist() == list(range(6))
+    labels = torch.tensor([0, 1, 1, 2, 2, 2, 2, 2])
+    places = trained.evenly(labels)
+    assert labels[places].bincount().tolist() == [5, 5, 5]
+    assert places.bincount().tolist() == [5, 3, 2, 1, 1, 1, 1, 1]
+    many = torch.tensor([0] * 2000 + [1])
+    assert many[trained.evenly(many)].bincount().tolist() == [2000, trained.MOST_SUPPORT // 2]
+
+
 def test_accuracy_and_confusion_are_those_of_the_table(train, predicted, data_dir, tmp_path):
     run = train()
     support = draw(tmp_path / "support", (2, 2, 2), data_dir)
