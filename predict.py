@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common import meters
 from common.command import command, read
 from common.shards import UsageError
-from data_prep.files import a_few
+from data_prep.files import a_few, kinds_of
 from predictions import folders, sheet, task, trained
 from predictions.labelled import Labelled
 
@@ -83,6 +83,11 @@ def main() -> None:
         asked = task.Task(run, support.classes, shown, torch.from_numpy(support.labels), invert)
     learner = trained.Learner(asked.trained, len(asked.classes), device, options.views)
     notes = list(pictures.notes())
+    below = [folder for folder in (options.support, options.query) if folder and folder.is_dir()]
+    if others := [name for folder in below for name in folders.others_below(folder, options.out)]:
+        notes.append(
+            f"{len(others)} files are passed over, as they are no pictures of a known kind: {kinds_of(others)}"
+        )
     if (numbers := asked.labels.bincount()).max() >= 2 * numbers.min():
         notes.append(
             f"the classes have {numbers.min()} to {numbers.max()} support pictures; those of smaller classes count "

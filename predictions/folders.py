@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.shards import UsageError, storable
-from data_prep.files import a_few, is_picture
+from data_prep.files import a_few, is_picture, kinds_of
 from data_prep.omniglot import on_white
 from data_prep.pictures import Pictures, plain
 from data_prep.prepare import prepare
@@ -59,9 +59,17 @@ def query_in(folder: Path, without: Path) -> list[Path]:
         return [folder]
     files = [file for file in _pictures_below(folder) if without.resolve() not in file.resolve().parents]
     if not files:
-        what = "no picture in it" if folder.is_dir() else "no such folder"
-        raise UsageError(f"--query {folder}: {what}, expected pictures, in folders or not")
+        kinds = f" ({kinds})" if (kinds := kinds_of(others_below(folder, without))) else ""
+        what = f"no picture in it{kinds}" if folder.is_dir() else "no such folder"
+        what = "no picture of a kind that is known" if folder.is_file() else what
+        raise UsageError(f"--query {folder}: {what}, expected pictures such as .jpg or .png, in folders or not")
     return files
+
+
+def others_below(folder: Path, without: Path) -> list[str]:
+    """What is in a folder beside pictures, such as .heic, which can't be read; links that lead nowhere, too."""
+    files = (file for file in _files_below(folder) if without.resolve() not in file.resolve().parents)
+    return [file.name for file in files if not _is_readable(file)]
 
 
 def shown(file: Path, folder: Path) -> str:
@@ -155,12 +163,23 @@ class Prepared:
 
 
 def _pictures_below(folder: Path) -> Iterator[Path]:
-    """In the order of their names; hidden ones are left out."""
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if is_picture(name) and not name.startswith(".") and Path(root, name).is_file():
-                yield Path(root, name)
+    return filter(_is_readable, _files_below(folder))
+
+
+def _is_readable(file: Path) -> bool:
+    return is_picture(file.name) and file.is_file()
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """In the order of their names, also in folders that are links; hidden ones are left out."""
+    for root, folders, names in os.walk(folder, followlinks=True):
+        # A link to a folder above would be walked for ever.
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and Path(root, name).resolve() not in (Path(root).resolve() / name).parents
+        )
+        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _lighter_at_its_edge(grey: np.ndarray) -> bool:

@@ -148,6 +148,27 @@ def test_pictures_that_are_shown_and_asked_are_named(train, predicted, folders, 
     assert "note: 1 of the query pictures are in the support set too: again.png" in said
 
 
+def test_folders_that_are_links_are_read_and_what_is_no_picture_is_said(train, predicted, folders, data_dir, tmp_path):
+    run, query = train(), tmp_path / "query"
+    linked = draw(tmp_path / "elsewhere", (4,), data_dir, first=12)
+    (query / "linked").symlink_to(linked)
+    (query / "class0" / "round").symlink_to(query)
+    _, said, rows = predicted(run, *folders)
+    assert [row["file"] for row in rows][6:] == [f"linked/class0/{i}.png" for i in range(4)]
+    assert "passed over" not in said
+    for name in ("a.heic", "b.HEIC", "no suffix"):
+        shutil.copy(query / "class0" / "0.png", query / name)
+    (query / "nowhere.png").symlink_to(tmp_path / "nowhere.png")
+    status, said, rows = predicted(run, *folders)
+    assert status == 0 and len(rows) == 10
+    assert "4 files are passed over, as they are no pictures of a known kind: 2 .heic, 1 no suffix, 1 .png" in said
+    support = ["--support", tmp_path / "support"]
+    assert "no picture of a kind that is known" in refused(predicted, run, *support, "--query", query / "a.heic")
+    (tmp_path / "phone").mkdir()
+    shutil.copy(query / "a.heic", tmp_path / "phone")
+    assert "no picture in it (1 .heic)" in refused(predicted, run, *support, "--query", tmp_path / "phone")
+
+
 def test_odd_names_and_folders_in_each_other_are_taken(train, predicted, data_dir, tmp_path):
     run = train()
     support = draw(tmp_path / "all" / "support", (2, 1, 3), data_dir)
