@@ -100,6 +100,8 @@ class Prepared:
         self.trained, self.invert = trained, invert
         self.seen: Counter[str] = Counter()
         self.mean = 0.0  # grey level of all pictures
+        self.flat: list[str] = []  # files
+        self.with_frames: list[str] = []
 
     def images(self, files: list[Path]) -> np.ndarray:
         """uint8 (n, C, H, W). Raises UsageError naming all that are unreadable."""
@@ -110,7 +112,7 @@ class Prepared:
                 blocks.append(pictures.block([str(file) for file in files[first : first + AT_A_TIME]]))
                 bar.update(len(blocks[-1]))
         images = np.concatenate(blocks)
-        self.mean = images.mean()
+        self.mean, self.flat, self.with_frames = images.mean(), pictures.flat, pictures.with_frames
         return images
 
     def _image(self, picture: Image.Image) -> Image.Image:
@@ -132,6 +134,16 @@ class Prepared:
     def notes(self) -> Iterator[str]:
         """What a person should know of how the pictures fit the run's data set, a line each."""
         seen, n, dataset = self.seen, self.seen["pictures"], self.trained.dataset
+        if self.flat:
+            yield (
+                f"{len(self.flat)} of {n} pictures come out flat, in few of 256 grey levels, so a label says nothing: "
+                f"{a_few(self.flat)}"
+            )
+        if self.with_frames:
+            yield (
+                f"{len(self.with_frames)} of {n} pictures have several frames, of which the first is taken: "
+                f"{a_few(self.with_frames)}"
+            )
         if self.trained.preparation.how != "whole":
             if self.invert is None and seen["on white"]:
                 rest = "" if seen["on white"] == n else f", and {n - seen['on white']} are left as they are"

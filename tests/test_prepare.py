@@ -1,5 +1,7 @@
 """Pictures are prepared as the builds prepared a set's, and predict.py says where they don't fit."""
 
+import re
+
 import h5py
 import numpy as np
 import pytest
@@ -128,6 +130,19 @@ def test_it_is_said_which_pictures_are_inverted_and_which_are_no_ink(tmp_path):
     assert "it isn't sure whether the paper of 1 of 2 pictures is light or dark" in notes
     images, notes = prepared(tmp_path, [ring(paper=0, ink=255)] * 3, trained)
     assert notes == "" and images.shape == (3, 1, 28, 28)
+
+
+def test_it_is_said_which_pictures_are_flat_or_have_several_frames(tmp_path):
+    white = Image.new("RGBA", (40, 40), (255, 255, 255, 0))  # ink as white as the paper
+    ImageDraw.Draw(white).ellipse((5, 5, 30, 30), fill="white")
+    ring().save(tmp_path / "moving.gif", save_all=True, append_images=[ring(box=(40, 40, 80, 80))])
+    how = Prepared(trained_on("omniglot", GREY, "ink"), None)
+    white.save(tmp_path / "white.png")
+    ring().save(tmp_path / "ring.png")
+    how.images([tmp_path / name for name in ("white.png", "moving.gif", "ring.png")])
+    notes = " | ".join(how.notes())
+    assert re.search(r"1 of 3 pictures come out flat, .*/white.png", notes)
+    assert re.search(r"1 of 3 pictures have several frames, of which the first is taken: .*/moving.gif", notes)
 
 
 def test_it_is_said_where_black_and_white_seem_exchanged_or_colours_are_missing(tmp_path):
