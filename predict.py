@@ -65,14 +65,15 @@ def main() -> None:
     options = read(Options, __doc__.partition("\n\n")[0])
     if options.invert and options.as_is:
         raise UsageError("--invert --as-is: expected one of them, as one is the other's opposite")
-    if options.run.is_file() and options.support:
+    asked = task.load(options.run) if options.run.is_file() else None
+    if asked and options.support:
         raise UsageError(f"--support {options.support}: {options.run} has its own support set; leave --support out")
     started = time.perf_counter()
     device = meters.settled_device(options.device)
     invert = True if options.invert else False if options.as_is else None
     files = folders.query_in(options.query, without=options.out)
-    if options.run.is_file():
-        asked, shown_files = task.load(options.run), []
+    if asked:
+        shown_files = []
         pictures = folders.Prepared(asked.trained, asked.invert if invert is None else invert)
         query = torch.from_numpy(pictures.images(files))
     else:

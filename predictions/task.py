@@ -56,5 +56,6 @@ def load(file: Path) -> Task:
         return Task(dataclasses.replace(trained, name=str(file)), **values)
     except Exception:  # of another file, torch raises what it comes upon
         raise UsageError(
-            f"{file}: expected a run folder, or a file that predict.py --save wrote; runs are under runs/"
+            f"{file}: expected a run folder, not a file in it, or a file that predict.py --save wrote; "
+            "runs are under runs/"
         ) from None

@@ -96,6 +96,8 @@ def test_what_a_run_can_not_do_or_is_not_is_one_line(train, predicted, folders, 
         "maml.py has an output for each of 5 classes, not for 3; give 5 class folders, or a run of convex_imaml" in said
     )
     assert "is no run folder" in refused(predicted, tmp_path / "query", *folders)
+    said = refused(predicted, run / "checkpoint.pt", *folders)
+    assert "checkpoint.pt: expected a run folder, not a file in it, or a file that predict.py --save wrote" in said
     (run / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:5000])
     assert "checkpoint.pt is damaged" in refused(predicted, run, *folders)
     (run / "checkpoint.pt").unlink()
