@@ -26,7 +26,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs as a script, from anywhere
 
 from common.command import command, read
-from common.folder import write_whole
+from common.folder import data_of, write_whole
 from common.options import flag
 from common.shards import ROOT, UsageError
 from reports.methods import ALGORITHMS
@@ -117,7 +117,8 @@ def main() -> None:
     try:
         for name in FILES if about["options"]["algorithm"] in ALGORITHMS else (*FILES, "script.py"):
             shutil.copy(options.run / name, partial)
-        write_whole(partial / "config.json", json.dumps(without_paths(about), indent=1))
+        described = {"data": data_of(about, data_dir)}  # which an older run's config.json doesn't tell
+        write_whole(partial / "config.json", json.dumps(without_paths(about) | described, indent=1))
         before = result["test_accuracy"]
         if result["device"] != "cpu":  # other devices draw other episodes
             write_whole(partial / "checkpoint.pt", small(checkpoint, torch.float32))

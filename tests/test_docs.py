@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from common import meters
 from common.command import parse
 from common.shards import ROOT
 from docs import of_results, tables
+from predictions import trained
 
 PAGES = {name: (ROOT / name).read_text() for name in (*tables.PAGES, "CONTRIBUTING.md")}
 RESULTS = sorted((ROOT / "results").glob("*/result.json"))
@@ -94,6 +96,12 @@ def test_an_evaluations_command_means_what_was_tested(path, monkeypatch, tmp_pat
     assert getattr(config, "views", 1) == result.get("views", 1)
     for name in ("algorithm", "steps", "train_seconds", "val_accuracy"):  # of the same run
         assert result[name] == trained[name]
+
+
+@each(sorted((ROOT / "results").glob("*/checkpoint.pt")))
+def test_released_weights_label_pictures_without_their_data_set(path, tmp_path):
+    run = trained.read(path.parent, tmp_path)
+    assert trained.Learner(run, 5, torch.device("cpu"), views=None).shape == tuple(run.data["shape"])
 
 
 # Tables and picture

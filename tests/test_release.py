@@ -91,10 +91,14 @@ def test_weights_stay_in_float32_where_half_of_it_changes_the_accuracy(command, 
 @pytest.mark.slow
 def test_the_release_command_tests_what_it_has_written(command, data_dir, tmp_path, monkeypatch):
     assert command(f"{TINY} --steps 2 --out run") == 0
+    about = json.loads((tmp_path / "run" / "config.json").read_text())
+    described = about.pop("data")  # as in an older run
+    (tmp_path / "run" / "config.json").write_text(json.dumps(about))
     words = ["release.py", "run", "released", "--into", str(tmp_path / "results"), "--data-dir", str(data_dir)]
     monkeypatch.setattr(sys, "argv", words)
     release.main()
     assert (tmp_path / "results" / "released" / "checkpoint.pt").exists()
+    assert json.loads((tmp_path / "results" / "released" / "config.json").read_text())["data"] == described
     monkeypatch.setattr(sys, "argv", [*words[:2], "other", *words[3:-1], str(tmp_path / "nowhere")])
     with pytest.raises(UsageError, match="can't be tested again"):
         release.main()
