@@ -152,6 +152,7 @@ def test_growth_by_quarters_asks_for_a_multiple_of_four_steps():
         steady.Options(steps=6)
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_killed_is_an_error_and_not_an_exception():
     """As where memory ran out, between two turns."""
     heads = worker.Worker(partial(ours.heads, tasks=2, ways=2, shots=1, features=4), least=0.01)
@@ -220,6 +221,7 @@ def test_settings_are_compared_on_validation_each_script_against_its_own_first(t
     assert rows[3].startswith("| cavia.py width=8 |") and "| 0.1875 | -0.1250 (-0.1250, -0.1250) | 0.8125 |" in rows[3]
 
 
+@pytest.mark.slow
 def test_options_of_a_test_are_compared_on_the_same_validation_tasks_of_a_trained_run(
     train, data_dir, tmp_path, capsys
 ):

@@ -124,6 +124,7 @@ def test_evaluate_repeats_the_runs_result_and_takes_other_shots(command, tmp_pat
     assert more["shots"] == 3 and more["test_accuracy"] != first["test_accuracy"]
 
 
+@pytest.mark.slow
 def test_minutes_end_training_and_the_rate_falls(command, tmp_path):
     assert command(f"{SMALL} --minutes 0.02 --out timed") == 0
     result = json.loads((tmp_path / "timed" / "result.json").read_text())

@@ -80,6 +80,7 @@ def test_a_picture_gets_the_same_probabilities_whatever_else_is_asked_and_howeve
     np.testing.assert_allclose(one, probabilities[14], atol=2e-2)
 
 
+@pytest.mark.slow
 def test_a_class_is_no_likelier_for_having_more_pictures(train, predicted, data_dir, tmp_path):
     """Copies of one picture teach nothing, so they may change nothing."""
     run = train(options="--steps 20")

@@ -316,6 +316,7 @@ def test_colour_has_a_part_in_errors_where_they_go_to_the_nearest_colour_and_non
 # The page
 
 
+@pytest.mark.slow
 def test_a_page_of_one_run_holds_its_pictures_and_what_its_files_say(command, tmp_path, data_dir, monkeypatch):
     assert command(f"{SMALL} --width 4 --steps 4 --val-episodes 2 --test-episodes 8 --eval-every 2 --out run") == 0
     assert make_report(monkeypatch, tmp_path / "run", "--out", tmp_path / "out", "--times") == 0
