@@ -238,6 +238,7 @@ def test_options_of_a_test_are_compared_on_the_same_validation_tasks_of_a_traine
     assert f"| {difference:+.4f} ± {ci95:.4f} |" in capsys.readouterr().out.splitlines()[-2]
 
 
+@pytest.mark.slow
 def test_options_of_the_training_cant_be_compared_once_a_run_is_trained(train, data_dir):
     run = train(options="--plain-averages 1")
     for variant, named in ("width=8", "--width"), ("dataset=glyphs", "--dataset"), ("plain-averages=0", "lost"):

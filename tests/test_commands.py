@@ -210,6 +210,7 @@ def test_a_head_with_an_output_a_class_wants_training_tasks_of_as_many_ways_and_
 
 
 @pytest.mark.parametrize("script", (convex_imaml, convex_maml, cavia), ids=lambda s: s.__name__)
+@pytest.mark.slow
 def test_plain_averages_are_those_of_training_images_without_augmentation_and_change_nothing_else(
     script, command, tmp_path, data_dir
 ):

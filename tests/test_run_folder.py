@@ -142,6 +142,7 @@ def test_a_row_says_of_all_tasks_since_the_last_and_only_loss_and_gradient_must_
 
 
 @pytest.mark.parametrize("file", ("log.csv", "checkpoint.pt", "result.json", "episodes.npz", "curves.png"))
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_whole_files_and_no_litter(file, command, tmp_path, monkeypatch, capsys):
     write_bytes, writes = Path.write_bytes, []
 

@@ -175,6 +175,7 @@ def test_converged_bounds_the_error_of_w_whatever_the_size_of_the_features(metho
 
 @pytest.mark.parametrize("shots", (2, 12))
 @pytest.mark.parametrize("scale", (1.0, 5.0, 30.0))
+@pytest.mark.slow
 def test_the_implicit_gradient_says_how_well_it_was_solved_and_is_solved_well(scale, shots):
     """Also by conjugate gradient, which is taken for 60 support images, and runs out of steps for large features."""
     features, labels, W0, strength = a_problem(shots=shots, d=50, dtype=torch.float32)
