@@ -57,16 +57,16 @@ def settings(name: str, dataset: str, **options) -> tuple[ModuleType, Options]:
     return script, script.Config(**{**of_set, "dataset": dataset, **options})
 
 
-def trained(run: Path, name: str) -> tuple[Options, dict[str, Tensor]]:
-    """The Config and best weights of a run folder of this script, or of a released one. Raises UsageError."""
+def trained(run: Path, *scripts: str) -> tuple[Options, dict[str, Tensor]]:
+    """The Config and best weights of a run folder of one of these scripts, or of a released one. Raises UsageError."""
     try:
         saved = json.loads((run / "config.json").read_text())["options"]
         weights = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)["best_state"]
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"--run {run} is no whole run folder ({type(error).__name__}: {str(error)[:80]})") from None
-    if saved.get("algorithm") != name:
-        raise UsageError(f"--run {run}: expected a run of {name}.py")
-    script = importlib.import_module(name)
+    if saved.get("algorithm") not in scripts:
+        raise UsageError(f"--run {run}: expected a run of {' or '.join(f'{name}.py' for name in scripts)}")
+    script = importlib.import_module(saved["algorithm"])
     names = {field.name for field in dataclasses.fields(script.Config)}
     return script.Config(**{option: value for option, value in saved.items() if option in names}), weights
 

@@ -7,15 +7,14 @@ isn't read. Tasks are the same for all variants, so a difference is known better
 """
 
 import dataclasses
-import importlib
-import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks import markdown, report, start, trained
+from benchmarks import SCRIPTS, markdown, report, start, trained
 from common.command import read
 from common.meters import mean_ci95
 from common.options import check, flag
@@ -53,11 +52,10 @@ def with_options(config, variant: str):
 
 def accuracies(options: Options, variant: str, shots: int) -> np.ndarray:
     """Of the validation's episodes (E,), inductive."""
-    algorithm = json.loads((options.run / "config.json").read_text())["options"]["algorithm"]
-    config, weights = trained(options.run, algorithm)
+    config, weights = trained(options.run, *SCRIPTS)
     config = dataclasses.replace(config, data_dir=options.data_dir.absolute(), shots=shots, out=None, resume=None)
     before, config = config, with_options(config, variant)
-    script = importlib.import_module(algorithm)
+    script = sys.modules[type(config).__module__]
     run = Run(config, script.__file__)
     train, val, _ = run.loaders()
     model = script.Model(train.image_shape, config, run.device)

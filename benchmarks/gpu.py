@@ -9,6 +9,7 @@ accuracy: seconds of training until validation on Omniglot is at .95, .98 and .9
 A part is saved when it is done. With --device cpu nothing can be captured, and tests/test_cuda.py skips itself.
 """
 
+import functools
 import itertools
 import statistics
 import subprocess
@@ -16,10 +17,10 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -82,7 +83,7 @@ def plain_step(model: nn.Module, episode: Episode, config) -> dict[str, Tensor]:
 
 
 def ready(name: str, dataset: str, tasks: int, precision: str, captured: bool, device: torch.device) -> Callable:
-    """A script's meta-step, or the plain step, and a step of Adam. Raises UsageError where it can't be captured."""
+    """A script's meta-step, or the plain step, and a step of Adam; it raises UsageError where it can't be captured."""
     algorithm = "maml" if name == PLAIN else name
     given = {"precision": precision, **OURS[algorithm]}
     with device:
@@ -97,21 +98,26 @@ def ready(name: str, dataset: str, tasks: int, precision: str, captured: bool, d
         launch(meta_step, model, episode, config)
         optimizer.step()
 
-    step()
     return step
+
+
+@functools.cache
+def our_gradient(algorithm: str, dataset: str, width: int, tasks: int, device: torch.device) -> np.ndarray:
+    """What every peer's meta-gradient is compared with."""
+    with device:
+        return ours.meta_steps(algorithm, dataset, width, tasks, **OURS[algorithm])[1]["gradient"]
 
 
 def of_peer(algorithm: str, peer: str, dataset: str, tasks: int, device: torch.device) -> Callable:
     """A peer's meta-step and a step of Adam. Raises UsageError where its meta-gradient in float64 isn't ours, and what
     the peer raises: where it isn't installed, ImportError."""
-    given = {"dataset": dataset, "width": WIDTHS[dataset], "tasks": tasks, **OURS[algorithm]}
+    network = {"dataset": dataset, "width": WIDTHS[dataset], "tasks": tasks}
     with device:
-        step, info = PEERS[algorithm][peer](**given)
-        if "gradient" in info:
-            error = apart(ours.meta_steps(algorithm, **given)[1]["gradient"], info["gradient"])
-            if error >= SAME:
-                raise UsageError(f"not ours: the gradients are apart by {error:.0e}")
-    step()
+        step, info = PEERS[algorithm][peer](**network, **OURS[algorithm])
+    if "gradient" in info:
+        error = apart(our_gradient(algorithm, **network, device=device), info["gradient"])
+        if error >= SAME:
+            raise UsageError(f"not ours: the gradients are apart by {error:.0e}")
     return step
 
 
@@ -120,17 +126,18 @@ def measure(options: Options, dataset: str, tasks: int, precision: str, device: 
     rows, steps = [], []
     ways = (False, True) if device.type == "cuda" else (False,)
     pieces = {
-        (name, "", captured): partial(ready, name, dataset, tasks, precision, captured, device)
+        (name, "", captured): functools.partial(ready, name, dataset, tasks, precision, captured, device)
         for name, captured in itertools.product((PLAIN, *options.algorithms), ways)
     }
     for algorithm in options.algorithms if tasks in options.peer_tasks and precision == "float32" else ():
         for peer in PEERS.get(algorithm, {}):
-            pieces[algorithm, peer, False] = partial(of_peer, algorithm, peer, dataset, tasks, device)
+            pieces[algorithm, peer, False] = functools.partial(of_peer, algorithm, peer, dataset, tasks, device)
     for (name, peer, captured), piece in pieces.items():
         row = {"step": name, "peer": peer, "captured": captured}
         row |= {"dataset": dataset, "tasks": tasks, "precision": precision}
         try:
             step = piece()
+            step()  # which records it, where it can be
             row["repeats"] = max(1, min(options.repeats, int(1 / seconds_of(step, device))))
         except (UsageError, ImportError, RuntimeError) if peer else (UsageError, torch.cuda.OutOfMemoryError) as error:
             step, row["error"] = None, str(error).splitlines()[0]

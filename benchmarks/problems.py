@@ -65,9 +65,8 @@ def random_episode(dataset: str, tasks: int) -> Episode:
     """Random images in 5-way tasks of 1 support image and 15 queries a class."""
     T, S, Q = tasks, 5, 75
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(T * (S + Q), *SHAPES[dataset], generator=generator, device="cpu").to(
-        torch.get_default_device()
-    )
+    images = torch.randn(T * (S + Q), *SHAPES[dataset], generator=generator, device="cpu")  # alike on every device
+    images = images.to(torch.get_default_device())
     places = torch.arange(len(images)).view(T, S + Q)
     labels = torch.arange(5).expand(T, 5)
     return Episode(images, places[:, :S], places[:, S:], labels, labels.repeat(1, 15), labels, places.flatten())

@@ -244,6 +244,8 @@ def test_options_of_the_training_cant_be_compared_once_a_run_is_trained(train, d
     for variant, named in ("width=8", "--width"), ("dataset=glyphs", "--dataset"), ("plain-averages=0", "lost"):
         with pytest.raises(UsageError, match=named):
             at_test.accuracies(at_test.Options(run, (variant,), (1,), 4, data_dir), variant, 1)
+    with pytest.raises(UsageError, match="is no whole run folder"):
+        at_test.accuracies(at_test.Options(data_dir, ("views=1",), (1,), 4, data_dir), "views=1", 1)
 
 
 @pytest.mark.slow
