@@ -22,6 +22,7 @@ from typing import Literal
 from benchmarks import SCRIPTS, OnData, markdown, report, say_if_busy, settings, start, training
 from benchmarks.alike import options_of
 from benchmarks.problems import Work
+from benchmarks.trainings import PEER, of_learn2learn, settings_of_learn2learn
 from benchmarks.worker import Worker, side_by_side
 from common import meters
 from common.shards import UsageError
@@ -52,7 +53,11 @@ class Options(OnData):
 
 def whole_step(name: str, dataset: str, progress: float, options: dict) -> Work:
     """A training step that is over when the device is done with it."""
-    step, device = training(name, dataset, progress, **options)
+    if name == PEER:
+        peer = of_learn2learn(dataset, **options)
+        step, device = peer.step, peer.device
+    else:
+        step, device = training(name, dataset, progress, **options)
 
     def finished():
         step()
@@ -68,7 +73,11 @@ def measure(shots: int, options: Options) -> list[dict]:
     for name in options.algorithms:
         given = {"shots": shots, "data_dir": options.data_dir, "device": options.device, "images": options.images}
         given |= options_of(name, options.dataset) if options.alike else {}
-        _, configs[name] = settings(name, options.dataset, **given)
+        configs[name] = (
+            settings_of_learn2learn(options.dataset, **given)
+            if name == PEER
+            else settings(name, options.dataset, **given)[1]
+        )
         pieces[name, 1.0] = partial(whole_step, name, options.dataset, 1.0, given)
         if configs[name].half_size:
             pieces[name, 0.0] = partial(whole_step, name, options.dataset, 0.0, given)

@@ -13,6 +13,7 @@ from common.options import Options
 from common.results import gather, outcome
 from common.run import Run, outer_optimizer
 
+PEER = "learn2learn"
 # What examples/vision/maml_omniglot.py and maml_miniimagenet.py of learn2learn's repository (0.2.0) both have, by their
 # names. Neither calls eval(), so that their batch norm takes every batch's own statistics: they are transductive.
 META_BATCH_SIZE = 32
@@ -58,6 +59,13 @@ def of_script(name: str, dataset: str, **options) -> Training:
     return Training(step, validate, config.steps, run.device)
 
 
+def settings_of_learn2learn(dataset: str, **options) -> Options:
+    """Those of its example, where ours have such an option."""
+    config = Options(dataset=dataset, tasks=META_BATCH_SIZE, steps=NUM_ITERATIONS, keep_memory=False, **options)
+    config.train_queries = config.shots
+    return config
+
+
 def of_learn2learn(dataset: str, **options) -> Training:
     """MAML as `main` of its example has it: second order, a query image a shot, Adam at one rate, its own network.
 
@@ -67,8 +75,7 @@ def of_learn2learn(dataset: str, **options) -> Training:
     """
     from learn2learn.vision.models import MiniImagenetCNN, OmniglotFC
 
-    config = Options(dataset=dataset, tasks=META_BATCH_SIZE, steps=NUM_ITERATIONS, keep_memory=False, **options)
-    config.train_queries = config.shots
+    config = settings_of_learn2learn(dataset, **options)
     run = Run(config, __file__)
     train, val, _ = run.loaders()
     for seed in (random.seed, np.random.seed, torch.manual_seed):  # the network's weights are drawn by scipy

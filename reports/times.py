@@ -56,9 +56,7 @@ class Times:
         row = self.row(run)
         if row is None:
             return np.interp(steps, run.column("step"), run.column("seconds") / 60)
-        halved = half_steps(run)
-        half_ms = row["half_ms"] if row["half_ms"] is not None else row["ms"]
-        return (np.minimum(steps, halved) * half_ms + np.maximum(steps - halved, 0) * row["ms"]) / 60e3
+        return seconds_until(steps, half_steps(run), row) / 60
 
     def total(self, run: Run) -> float:
         """Minutes of the whole training."""
@@ -88,6 +86,13 @@ class Times:
         others = f" Those of the others are {idle}." if measured else ""
         slowed = "which other work may have slowed"
         return f"Minutes are by the clock of each run's own machine, {slowed}, for {names}.{others}"
+
+
+def seconds_until(steps: np.ndarray | float, halved: float, row: dict) -> np.ndarray | float:
+    """Of training until these steps, of which the first `halved` are on images of half the side, by a line of a table
+    of times."""
+    half_ms = row["ms"] if row["half_ms"] is None else row["half_ms"]
+    return (np.minimum(steps, halved) * half_ms + np.maximum(steps - halved, 0) * row["ms"]) / 1e3
 
 
 def settled(precision: str, hardware: dict) -> str:

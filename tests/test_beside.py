@@ -1,5 +1,6 @@
 """Trainings beside a peer: that ours are the scripts' own, when they end, and what the table says of them."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -15,9 +16,9 @@ from tests.runs import rows_of
 from tests.test_benchmarks import benchmark
 
 CURVE = [
-    {"step": 10, "seconds": 4.0, "inductive": (0.85, 0.01), "transductive": (0.91, 0.01)},
-    {"step": 20, "seconds": 9.0, "inductive": (0.92, 0.01), "transductive": (0.96, 0.01)},
-    {"step": 30, "seconds": 14.0, "inductive": (0.955, 0.01), "transductive": (0.94, 0.01)},
+    {"step": 20, "inductive": (0.85, 0.01), "transductive": (0.91, 0.01)},
+    {"step": 22, "inductive": (0.92, 0.01), "transductive": (0.96, 0.01)},
+    {"step": 25, "inductive": (0.955, 0.01), "transductive": (0.94, 0.01)},
 ]
 
 
@@ -37,10 +38,17 @@ def test_a_script_trains_here_as_its_command_does(command, data_dir, tmp_path, m
     assert accuracies == pytest.approx(logged) and accuracies[0] != accuracies[1]
 
 
+TIMES = [{"algorithm": "maml", "ms": 500.0, "half_ms": 250.0, "options": {"half_size": 0.4}}]
+
+
 def test_the_table_has_the_seconds_of_the_first_validation_that_reached_an_accuracy():
-    rows = [{"algorithm": "maml", "curve": CURVE}, {"algorithm": "learn2learn", "reason": "not run: it isn't there"}]
-    table = beside.as_table(rows, beside.Options())
-    shown = "| maml | 30 | 467 | 14 | 9 · 4 | 14 · 9 | > 14 · > 14 | 0.9550 ± 0.0100 inductive · 0.9400 ± 0.0100 "
+    """The first 20 of 50 steps take half the time of the others."""
+    rows = [
+        {"algorithm": "maml", "budget": 50, "curve": CURVE},
+        {"algorithm": "learn2learn", "reason": "not run: it isn't there"},
+    ]
+    table = beside.as_table(rows, TIMES, beside.Options())
+    shown = "| maml | 500 | 6 · 5 | 8 · 6 | > 8 · > 8 | 25 | 8 | 0.9550 ± 0.0100 inductive · 0.9400 ± 0.0100 "
     assert f"{shown}transductive |" in table
     assert "| learn2learn | not run: it isn't there |  |  |  |  |  |  |" in table
 
@@ -63,60 +71,64 @@ class Found:
 
 @pytest.mark.parametrize(
     ("options", "steps"),
-    [({"until": 0.92}, 20), ({"until": 0.99}, 25), ({"until": 0.99, "minutes": 1 / 6}, 10)],
+    [({"until": 0.92}, [20, 22]), ({"until": 0.99}, [20, 22, 25]), ({"until": 0.99, "minutes": 0.35}, [20, 21])],
     ids=("reached both ways", "its budget", "its minutes"),
 )
 def test_a_training_ends_with_the_accuracy_in_both_ways_its_budget_or_its_minutes(options, steps, monkeypatch):
-    begun = []
-
-    def begin(name, options):
-        begun.append(Found())
-        return begun[-1]
-
-    monkeypatch.setattr(beside, "begin", begin)
+    monkeypatch.setattr(beside, "begin", lambda name, options: Found())
     monkeypatch.setattr(beside, "seconds_of", lambda step, device: [step(), 1.0][1])
-    row = beside.measure("maml", beside.Options(eval_seconds=10, **options))
-    assert [training.steps for training in begun] == [beside.WARMUP, steps] and row["curve"][-1]["step"] == steps
-    assert [at["seconds"] for at in row["curve"]] == [float(step) for step in (10, 20, 25) if step <= steps]
+    row = beside.train("maml", beside.Options(**options))
+    assert [at["step"] for at in row["curve"]] == steps
     assert [at["inductive"][0] for at in row["curve"]] == [at["inductive"][0] for at in CURVE[: len(row["curve"])]]
+    assert row["budget"] == 25 and row["torch"]
 
 
 def test_a_stopped_command_goes_on_and_an_absent_peer_is_a_row_with_its_reason(tmp_path, monkeypatch):
-    asked, stops = [], [False, True]
+    """And one that had made its trainings measures the times of steps alone."""
+    asked, timed, stops = [], [], [False, True]
 
     def trained(measure, name, options):
         asked.append(name)
         if stops and stops.pop(0):
             raise KeyboardInterrupt
-        return {"algorithm": name, "curve": CURVE}
+        return {"algorithm": name, "budget": 50, "curve": CURVE}
+
+    def measure(shots, options):
+        timed.append(options.algorithms)
+        return [TIMES[0] | {"algorithm": name, "ms": 500.0 * len(timed)} for name in options.algorithms]
 
     monkeypatch.setattr(beside, "in_own_process", trained)
+    monkeypatch.setattr(beside.steps, "measure", measure)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     options = beside.Options(algorithms=("learn2learn", "maml", "cavia"), out=tmp_path)
     path = tmp_path / "beside-omniglot-5w1s.json"
     with pytest.raises(KeyboardInterrupt):
         beside.main(options)
     absent, done = json.loads(path.read_text())["rows"]
-    assert "isn't installed" in absent["reason"] and done["algorithm"] == "maml"
+    assert "isn't installed" in absent["reason"] and done["algorithm"] == "maml" and not timed
     beside.main(options)
     assert asked == ["maml", "cavia", "cavia"]
     assert [row["algorithm"] for row in json.loads(path.read_text())["rows"]] == ["learn2learn", "maml", "cavia"]
     beside.main(options)
-    assert asked[3:] == ["maml", "cavia"]  # a whole table is made anew
+    assert asked[3:] == [] and timed == [("maml", "cavia")] * 2
+    assert "| cavia | 1000 |" in path.with_suffix(".md").read_text()
+    beside.main(dataclasses.replace(options, until=0.9))
+    assert asked[3:] == ["maml", "cavia"]  # other trainings are made anew
     with pytest.raises(UsageError, match="--algorithms protonet: expected some of learn2learn, convex_imaml"):
         beside.Options(algorithms=("protonet",))
-    with pytest.raises(UsageError, match="--eval-seconds 0: expected more than 0"):
-        beside.Options(eval_seconds=0)
+    with pytest.raises(UsageError, match="--eval-growth 0: expected more than 0"):
+        beside.Options(eval_growth=0)
 
 
 @pytest.mark.slow
 def test_trainings_have_processes_of_their_own_and_are_validated_in_both_ways(data_dir, tmp_path):
     words = f"--dataset toy --data-dir {data_dir} --algorithms learn2learn convex_maml --val-episodes 2"
-    benchmark("beside", tmp_path, f"{words} --minutes 0.001")
+    benchmark("beside", tmp_path, f"{words} --minutes 0.001 --turns 2")
     table = json.loads((tmp_path / "beside-toy-5w1s.json").read_text())
     peer, ours = table["rows"]
-    assert "isn't installed" in peer.get("reason", "") or set(peer["curve"][0]) == {"step", "seconds", "transductive"}
+    assert "isn't installed" in peer.get("reason", "") or set(peer["curve"][0]) == {"step", "transductive"}
     end = ours["curve"][-1]
-    assert ours["algorithm"] == "convex_maml" and end["seconds"] >= 0.06 and table["processor"]
+    assert ours["algorithm"] == "convex_maml" and end["step"] >= 1 and table["processor"]
+    assert [row["algorithm"] for row in table["times"] if row["ms"] > 0][-1] == "convex_maml"
     assert all(0 <= end[way][0] <= 1 for way in ("inductive", "transductive"))
     assert (tmp_path / "beside-toy-5w1s.md").read_text().count("| ") > 20
