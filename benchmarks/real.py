@@ -41,8 +41,10 @@ class Options(OnData):
         return f"the network of {self.run.name}" if self.run else "an untrained network"
 
 
-def heads(options: Options, tasks: int) -> Iterator[Heads]:
-    """Test episodes, so many at a time, without end. Raises UsageError for what is no run of convex_imaml.py."""
+def heads(options: Options, tasks: int, queries: int = 15) -> Iterator[Heads]:
+    """Test episodes, so many at a time, with so many query images a class, without end.
+
+    Raises UsageError for what is no run of convex_imaml.py."""
     _, config = settings("convex_imaml", options.dataset, precision="float32")
     weights = None
     if options.run:
@@ -50,7 +52,6 @@ def heads(options: Options, tasks: int) -> Iterator[Heads]:
         if config.learn_start:
             raise UsageError(f"--run {options.run}: expected a run without --learn-start, whose heads start at 0")
     config = dataclasses.replace(config, views=1)
-    queries = 15
     loader = EpisodeLoader(
         options.data_dir / options.dataset / "test.h5", options.ways, options.shots, queries, tasks, seed=-2,
         image_size=config.image_size,
