@@ -1,4 +1,4 @@
-"""Fill the tables of README.md and docs/*.md from results/, and draw docs/accuracy.png.
+"""Fill the tables of README.md and docs/*.md from results/, and draw the pictures of docs/.
 
     python docs/tables.py            write what has changed
     python docs/tables.py --check    write nothing; name the files that are stale, and end with status 1
@@ -9,25 +9,29 @@ A run folder added to results/ gets its rows, and its line in the picture, by it
 
 import hashlib
 import inspect
+import io
 import json
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs as a script, from anywhere
 
 from common.shards import ROOT
-from docs import of_results, of_speed
-from reports.curves import line
+from docs import of_claims, of_results, of_speed
+from reports import curves
+from reports.drawing import png
 from reports.methods import ALGORITHMS, DATASETS
 
-PICTURE = ROOT / "docs" / "accuracy.png"
 PAGES = (
-    "README.md", "docs/results.md", "docs/evidence.md", "docs/speed.md", "docs/data.md", "docs/maths.md",
-    "docs/predict.md",
+    "README.md", "docs/claims.md", "docs/results.md", "docs/evidence.md", "docs/speed.md", "docs/data.md",
+    "docs/maths.md", "docs/predict.md",
 )  # fmt: skip
 
 
@@ -47,6 +51,9 @@ TABLES = {
     "omniglot-20way": lambda: of_results.many_ways("omniglot", 20),
     "across": of_results.across,
     "every_run": of_results.every_run,
+    "table_2": of_claims.table_2,
+    "time-omniglot": lambda: of_claims.time_to_accuracy("omniglot"),
+    "smoothness-omniglot": lambda: of_claims.smoothness("omniglot"),
     "meta_steps": of_speed.meta_steps,
     "peers": of_speed.peers,
     "goals": of_speed.goals,
@@ -64,7 +71,7 @@ def filled(text: str) -> str:
     return re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", table, text, flags=re.S)
 
 
-# The picture
+# The pictures
 
 
 def validations() -> dict[str, dict[str, tuple[list[float], list[float]]]]:
@@ -76,13 +83,13 @@ def validations() -> dict[str, dict[str, tuple[list[float], list[float]]]]:
         for script in ALGORITHMS:
             if row := of_results.best(script, dataset):
                 run = of_results.trained(row.name)
-                steps, accuracy = line(run, "val_accuracy", of_results.times())
+                steps, accuracy = curves.line(run, "val_accuracy", of_results.times())
                 lines[dataset][script] = of_results.times().minutes(run, steps).tolist(), (100 * accuracy).tolist()
     return lines
 
 
-def draw(lines: dict, picture: Path, fingerprint: str) -> None:
-    """A panel a data set, a line an algorithm, its name at the line's end. The picture carries the fingerprint."""
+def draw(lines: dict) -> bytes:
+    """A panel a data set, a line an algorithm, its name at the line's end."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained", width_ratios=(1.15, 1))
     for axes, (dataset, of_algorithms) in zip(panels, lines.items()):
         for script, (minutes, accuracy) in of_algorithms.items():
@@ -112,27 +119,50 @@ def draw(lines: dict, picture: Path, fingerprint: str) -> None:
                     "arrowstyle": "-", "color": ALGORITHMS[script].colour, "linewidth": 1.2, "relpos": (0, 0.5),
                 },
             )  # fmt: skip
-    figure.savefig(picture, dpi=130, metadata={"Description": fingerprint})
-    plt.close(figure)
+    return png(figure, dpi=130)
 
 
-def fingerprint_of(lines: dict) -> str:
-    """Of what is drawn and how; the picture's bytes would differ with the version of matplotlib."""
-    drawn = json.dumps(lines) + str(ALGORITHMS) + inspect.getsource(draw)
-    return hashlib.sha256(drawn.encode()).hexdigest()
+class Picture(NamedTuple):
+    shows: dict
+    draw: Callable[[], bytes]
+    code: object
+    """the function or module that draws it"""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what is drawn and how; the picture's bytes would differ with the version of matplotlib."""
+        drawn = json.dumps(self.shows) + str(ALGORITHMS) + inspect.getsource(self.code)
+        return hashlib.sha256(drawn.encode()).hexdigest()
 
 
-def picture_is_stale(lines: dict) -> bool:
-    if not PICTURE.exists():
+def pictures() -> dict[str, Picture]:
+    lines = validations()
+    shown = {"docs/accuracy.png": Picture(lines, partial(draw, lines), draw)}
+    for dataset in ("omniglot",):
+        drawing = partial(of_claims.figure, dataset)
+        shown[f"docs/curves-{dataset}-5w1s.png"] = Picture(of_claims.drawn(dataset), drawing, curves)
+    return shown
+
+
+def is_stale(file: Path, picture: Picture) -> bool:
+    if not file.exists():
         return True
-    with Image.open(PICTURE) as picture:
-        return picture.info.get("Description") != fingerprint_of(lines)
+    with Image.open(file) as drawn:
+        return drawn.info.get("Description") != picture.fingerprint
+
+
+def write(file: Path, picture: Picture) -> None:
+    """Draw it; its file carries the fingerprint."""
+    about = PngImagePlugin.PngInfo()
+    about.add_text("Description", picture.fingerprint)
+    with Image.open(io.BytesIO(picture.draw())) as drawn:
+        drawn.save(file, pnginfo=about)
 
 
 def stale() -> list[str]:
     """The files that aren't as results/ have them."""
     pages = [name for name in PAGES if filled((ROOT / name).read_text()) != (ROOT / name).read_text()]
-    return pages + [str(PICTURE.relative_to(ROOT))] * picture_is_stale(validations())
+    return pages + [name for name, picture in pictures().items() if is_stale(ROOT / name, picture)]
 
 
 def main() -> None:
@@ -145,8 +175,7 @@ def main() -> None:
         raise SystemExit(f"{' '.join(sys.argv[1:])}: expected nothing or --check")
     for name in names:
         if name.endswith(".png"):
-            lines = validations()
-            draw(lines, PICTURE, fingerprint_of(lines))
+            write(ROOT / name, pictures()[name])
         else:
             (ROOT / name).write_text(filled((ROOT / name).read_text()))
         print(f"{name}: written")

@@ -91,4 +91,4 @@ def scale(axes: Axes, name: str) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.yaxis.set_major_formatter("{x:.2f}")
+        axes.yaxis.set_major_formatter("{x:.3g}")

@@ -14,7 +14,7 @@ import torch
 from common import meters
 from common.command import parse
 from common.shards import ROOT
-from docs import of_results, tables
+from docs import of_claims, of_results, tables
 from predictions import trained
 
 PAGES = {name: (ROOT / name).read_text() for name in (*tables.PAGES, "CONTRIBUTING.md")}
@@ -119,10 +119,16 @@ def copy(tmp_path, monkeypatch):
     shutil.copy(ROOT / "README.md", tmp_path)
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     monkeypatch.setattr(of_results, "ROOT", tmp_path)
-    monkeypatch.setattr(tables, "PICTURE", tmp_path / "docs" / "accuracy.png")
-    of_results.rows.cache_clear()
+    monkeypatch.setattr(of_claims, "ROOT", tmp_path)
+    forget()
     yield tmp_path
+    forget()
+
+
+def forget():
+    """What was read of results/."""
     of_results.rows.cache_clear()
+    of_claims.runs.cache_clear()
 
 
 def test_a_changed_figure_is_named_as_stale_and_written_anew(copy, monkeypatch):
@@ -147,12 +153,13 @@ def test_a_run_added_to_results_appears_in_the_tables_and_the_picture(copy):
         if name == "result":
             content["test_accuracy"] = 0.4321
         file.write_text(json.dumps(content))
-    of_results.rows.cache_clear()
-    names = ["README.md", "docs/results.md", "docs/accuracy.png"]
+    forget()
+    names = ["README.md", "docs/claims.md", "docs/results.md", "docs/accuracy.png"]
     assert tables.stale() == names and "maml" in tables.validations()["miniimagenet"]
     assert re.search(r"\| `maml.py` \|.* 43\.2 \(48\.7 / 63\.1\) \|\n", of_results.algorithms())
     assert "| [maml-new](../results/maml-new) | MAML | mini-ImageNet 5w1s | 0.4321 ±" in of_results.every_run()
     assert "[maml-new](../results/maml-new) | 43.21 ±" in of_results.beside_published("miniimagenet")
+    assert re.search(r"\| MAML \| .* \| 0\.4321 ± 0\.\d{4} \(0\.42\) \| not run \(0\.59\) \|\n", of_claims.table_2())
 
 
 def test_a_copied_scripts_run_in_results_leaves_the_tables_as_they_are(copy):
@@ -160,7 +167,7 @@ def test_a_copied_scripts_run_in_results_leaves_the_tables_as_they_are(copy):
     for name in ("config", "result"):
         file = copy / "results" / "mine" / f"{name}.json"
         file.write_text(file.read_text().replace('"algorithm": "maml"', '"algorithm": "mine"'))
-    of_results.rows.cache_clear()
+    forget()
     assert tables.stale() == []
 
 

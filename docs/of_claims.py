@@ -1,0 +1,62 @@
+"""Tables and pictures of the paper's claims, from the runs in results/ that report.py would show."""
+
+import functools
+
+from benchmarks import markdown
+from common.shards import ROOT
+from docs import of_results
+from reports import curves, tables
+from reports.methods import ALGORITHMS, DATASETS
+from reports.runs import Run, Task, find, shown_tests, shown_trainings
+from reports.tables import Table
+
+CELLS = tuple((dataset, 5, shots) for dataset in ("omniglot", "miniimagenet") for shots in (1, 5))
+
+
+@functools.cache
+def runs() -> list[Run]:
+    """Of the six scripts; those of copied scripts have no place here."""
+    return [run for run in find([ROOT / "results"]) if run.algorithm in ALGORITHMS]
+
+
+def trainings(dataset: str) -> dict[str, list[Run]]:
+    """Of each algorithm that was trained for 5 ways and 1 shot, by seed."""
+    return shown_trainings(runs())[dataset, 5, 1]
+
+
+def table_2() -> str:
+    """Inductive accuracy of every cell of the paper's Table 2, and in brackets the paper's number."""
+    tests = shown_tests(runs())
+    lines = []
+    for script, algorithm in ALGORITHMS.items():
+        cells = []
+        for task in CELLS:
+            group = tests.get(task, {}).get(script)
+            ours = tables.accuracy(group[0]) if group else "not run"
+            cells.append(f"{ours} ({tables.papers(task, algorithm.name):.2f})")
+        lines.append([algorithm.name, *cells])
+    return markdown(["method", *(f"{DATASETS[dataset]}, {ways}w{shots}s" for dataset, ways, shots in CELLS)], lines)
+
+
+def time_to_accuracy(dataset: str) -> str:
+    return written(tables.time_to_accuracy(trainings(dataset), of_results.times()))
+
+
+def smoothness(dataset: str) -> str:
+    return written(tables.smoothness(trainings(dataset)))
+
+
+def written(table: Table) -> str:
+    return markdown(table.heads, table.rows)
+
+
+def drawn(dataset: str) -> dict[str, str]:
+    """What a picture of the dataset's trainings shows: the log of each, and the times of their steps."""
+    logs = {run.name: str(run.rows) for group in trainings(dataset).values() for run in group}
+    return logs | {"times": str(of_results.times().rows)}
+
+
+def figure(dataset: str) -> bytes:
+    """PNG of the paper's figure of the data set and 1 shot."""
+    task: Task = dataset, 5, 1
+    return curves.figure(task, trainings(dataset), of_results.times())
