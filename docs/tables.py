@@ -76,7 +76,7 @@ def filled(text: str) -> str:
 
 def validations() -> dict[str, dict[str, tuple[list[float], list[float]]]]:
     """Minutes of training and validation accuracy (per cent) of the best run, by data set and algorithm. Minutes are
-    those of an idle machine where there is a table of them."""
+    those of an idle machine where there is a table of them. Rounded, as a change of the last digit alone is none."""
     lines = {}
     for dataset in ("omniglot", "miniimagenet"):
         lines[dataset] = {}
@@ -84,7 +84,8 @@ def validations() -> dict[str, dict[str, tuple[list[float], list[float]]]]:
             if row := of_results.best(script, dataset):
                 run = of_results.trained(row.name)
                 steps, accuracy = curves.line(run, "val_accuracy", of_results.times())
-                lines[dataset][script] = of_results.times().minutes(run, steps).tolist(), (100 * accuracy).tolist()
+                minutes = of_results.times().minutes(run, steps)
+                lines[dataset][script] = minutes.round(4).tolist(), (100 * accuracy).round(4).tolist()
     return lines
 
 
