@@ -37,17 +37,17 @@ class Config(Options):
     """Options of convex_imaml.py, beside those that all scripts share (common/options.py)."""
 
     unit_features: bool = False
-    """Features are scaled to length 1 and not divided by sqrt d."""
+    """Features are scaled to length 1, instead of divided by the root of their number."""
     strength: float = option(0.002, above=0)
-    """lambda, the weight of the proximal term, for such features; meta-learned from there."""
+    """lambda, the weight of the proximal term at first; it is meta-learned."""
     logit_scale: float = option(1.0, above=0)
-    """The scale of the query's logits, so that the strength needn't set their size; meta-learned from there."""
+    """The scale of the query's logits at first; it is meta-learned, so that the strength needn't set their size."""
     views: int = option(1, least=1, at_test=True)
     """The number of views of a test image whose features are averaged: itself, and its augmentations."""
     learn_start: bool = False
-    """W0, the head that adaptation starts from, is meta-learned; otherwise it is zero, which names no class."""
+    """W0, the head that adaptation starts from, is meta-learned; otherwise it is zero, which favours no class."""
     tolerance: float = option(1e-4, least=0, at_test=True)
-    """The solver stops where W is sure to be as near to the optimum as this, relative to |W - W0|."""
+    """The solver stops where W is proven to be within this times |W - W0| of the optimum."""
     newton_steps: int = option(30, least=0, at_test=True)
     """The largest number of the solver's steps."""
 

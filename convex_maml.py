@@ -38,7 +38,7 @@ class Config(Options):
     """Options of convex_maml.py, beside those that all scripts share (common/options.py)."""
 
     unit_features: bool = False
-    """Features are scaled to length 1 and not divided by sqrt d."""
+    """Features are scaled to length 1, instead of divided by the root of their number."""
     inner: Literal["gradient", "newton"] = "gradient"
     """The inner steps: gradient steps on the loss, or Newton steps on the proximal loss."""
     inner_steps: int = option(5, least=0)
@@ -46,15 +46,15 @@ class Config(Options):
     test_inner_steps: int = option(5, least=0, at_test=True)
     """The number of steps on a task in validation and test."""
     inner_rate: float = option(10.0, above=0)
-    """alpha, the learning rate of gradient steps, for such features; meta-learned from there."""
+    """alpha, the learning rate of gradient steps at first; it is meta-learned."""
     strength: float = option(0.002, above=0)
-    """lambda, the weight of Newton steps' proximal term, for such features; meta-learned from there."""
+    """lambda, the weight of Newton steps' proximal term at first; it is meta-learned."""
     logit_scale: float = option(1.0, above=0)
-    """The scale of the query's logits, so that the rate needn't set their size; meta-learned from there."""
+    """The scale of the query's logits at first; it is meta-learned, so that the rate needn't set their size."""
     views: int = option(1, least=1, at_test=True)
     """The number of views of a test image whose features are averaged: itself, and its augmentations."""
     learn_start: bool = False
-    """W0, the head that adaptation starts from, is meta-learned; otherwise it is zero, which names no class."""
+    """W0, the head that adaptation starts from, is meta-learned; otherwise it is zero, which favours no class."""
 
     def __post_init__(self):
         unused = "inner_rate" if self.inner == "newton" else "strength"

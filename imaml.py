@@ -40,7 +40,7 @@ class Config(Options):
     test_inner_steps: int = option(8, least=0, at_test=True)
     """The number of gradient steps on a task in validation and test."""
     inner_rate: float = option(0.05, above=0)
-    """alpha, the learning rate of the gradient steps, until one of a task's is too long for the curvature it meets."""
+    """alpha, the learning rate of the gradient steps; a task's falls where one of its steps proves too long."""
     strength: float = option(0.5, above=0)
     """lambda, the weight of the proximal term."""
     cg_steps: int = option(3, least=1)
@@ -50,7 +50,7 @@ class Config(Options):
     block: Literal["norm-pool", "pool-norm"] = "norm-pool"
     """norm-pool is the usual Conv4 (convolution, batch norm, ReLU, pool); pool-norm pools before batch norm."""
     precision: Literal["auto", "float32", "bfloat16"] = option("float32", at_test=True)
-    """The network's precision; auto takes bfloat16 where the CPU multiplies it: the implicit gradient loses digits."""
+    """The network's precision; auto takes bfloat16 where the CPU multiplies it, which costs accuracy here."""
 
 
 # What serves a data set best, where it isn't the default; "other" is for a set of your own.

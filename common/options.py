@@ -45,7 +45,7 @@ class Options:
     shots: int = option(1, least=1, at_test=True)
     """K, the number of support images a class."""
     unequal_shots: bool = option(False, at_test=True)
-    """Support images are shared out unequally: --shots a class in the mean, 1 to 2 x shots - 1 of each class."""
+    """Classes of a task share its support images unequally: each has 1 to 2 x shots - 1, and all --shots on average."""
     queries: int = option(15, least=1, at_test=True)
     """The number of query images a class, in validation and test."""
     tasks: int = option(16, least=1)
@@ -63,13 +63,13 @@ class Options:
     image_size: int = option(0, least=0, at_test=True)
     """The pixels a side that all images, the test's too, are resized to; 0 leaves them as they are in the data set."""
     half_size: float = option(0.0, least=0, most=1)
-    """For this share of training, its first, images have half their side, which costs a quarter. Tests never do."""
+    """The share of training, from its start, on images of half the side; tests have whole images."""
     width: int = option(64, least=1)
     """The number of filters in a block of the network."""
     first_width: int = option(0, least=0)
     """The number of filters in the first block, where images are largest; 0 means as many as --width."""
     position_mean: float = option(0.0, least=0, at_test=True)
-    """In validation and test, a filter's features, one a position, get this times their mean over positions added."""
+    """In validation and test, this times a filter's mean over all positions is added to its feature at each."""
     block: Literal["norm-pool", "pool-norm"] = "pool-norm"
     """norm-pool is the usual Conv4 (convolution, batch norm, ReLU, pool); pool-norm pools before batch norm."""
     keep_border: bool = False
@@ -107,7 +107,7 @@ class Options:
     jitter: float = option(0.0, least=0, at_test=True)
     """Brightness, contrast and saturation of training images change by up to this share either way."""
     plain_averages: int = option(0, least=0)
-    """Batch norm's averages for validation and test are of this many batches without augmentation; 0: of training's."""
+    """The number of batches without augmentation that give batch norm's averages for tests; 0: training's own do."""
     eval_every: int = option(500, least=1)
     """The number of meta-steps between validations."""
     val_episodes: int = option(200, least=2)
