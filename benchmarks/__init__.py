@@ -46,8 +46,10 @@ class OnData:
 
 
 def start(main: Callable, options: type) -> None:
-    """Run a command's main with what the command line says; a person's mistake is one line and exit status 2."""
-    command(lambda: main(tyro.cli(options)))
+    """Run a command's main with what the command line says; a UsageError is one line and exit status 2. --help begins
+    with the first paragraph of the module's docstring."""
+    about = sys.modules[options.__module__].__doc__.partition("\n\n")[0]
+    command(lambda: main(tyro.cli(options, description=about)))
 
 
 def settings(name: str, dataset: str, **options) -> tuple[ModuleType, Options]:
