@@ -4,7 +4,7 @@
     layer 3:   h <- (1 + gamma) h + beta,   (gamma, beta) = A c + a                         (FiLM, Perez et al. 2018)
 
 The weights theta, A and a among them, are shared by all tasks and meta-learned on the query loss at c_k; --first-order
-takes the inner gradients for constants.
+counts the inner gradients as constants.
 
     python cavia.py --dataset omniglot --shots 1
 
@@ -41,7 +41,7 @@ class Config(Options):
     inner_rate: float = option(10.0, above=0)
     """alpha, the learning rate of the gradient steps."""
     first_order: bool = False
-    """The inner gradients are taken for constants: cheaper, and another meta-gradient."""
+    """The inner gradients count as constants: cheaper, and another meta-gradient."""
 
 
 # What serves a data set best, where it isn't the default; "other" is for a set of your own.
