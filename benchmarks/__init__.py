@@ -38,7 +38,7 @@ class OnData:
     dataset: str = "omniglot"
     data_dir: Path = ROOT / "data"
     out: Path | None = None
-    """folder for NAME-DATASET.md and .json, where NAME is the command's (and .png, where it draws)"""
+    """folder for the table as .md and .json, and the picture where there is one, named after command and data set"""
 
     @property
     def train_file(self) -> Path:

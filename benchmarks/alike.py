@@ -45,6 +45,7 @@ class Options(OnData):
     runs: Path = ROOT / "runs" / "alike"
     """folder for the run folders"""
     out: Path = ROOT / "results" / "compare"
+    """folder for rates-ALGORITHM-DATASET.md and .json, the tables that choose the rates"""
 
 
 def options_of(algorithm: str, dataset: str) -> dict:

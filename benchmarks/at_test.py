@@ -27,7 +27,7 @@ class Options:
     run: Path
     """a run folder of any of the six scripts, or a released one"""
     variants: tuple[str, ...]
-    """to compare, the first with each other one: option=value or a flag, several with commas between"""
+    """settings, each compared with the first: option=value or a flag, several with commas between"""
     shots: tuple[int, ...] = (1, 5)
     episodes: int = 1000
     """of a validation"""

@@ -33,7 +33,7 @@ class Options(real.Options):
     checked: int = 500
     """episodes whose true distance from the optimum is found too"""
     tolerance: float = 1e-4
-    """of convex_imaml.py by default: the certificate relative to the way"""
+    """the certificate, relative to |W* - W0|, that counts as converged; that of convex_imaml.py by default"""
 
     def __post_init__(self):
         if self.episodes % self.tasks or self.checked > self.episodes:

@@ -28,7 +28,7 @@ class Options:
     name: str
     """of the table: OUT/NAME.md and OUT/NAME.json"""
     variants: tuple[str, ...]
-    """settings to compare, the first with each other one: option=value or a flag, several with commas between"""
+    """settings, each compared with the first: option=value or a flag, several with commas between"""
     scripts: tuple[str, ...] = ("convex_imaml.py",)
     """each with every setting, compared with its own first"""
     options: tuple[str, ...] = ("dataset=omniglot", "minutes=1")

@@ -34,7 +34,7 @@ MARKS = "osv^D*"
 class Options(real.Options):
     tasks: int = 16
     digits: int = 8
-    """of the smallest tolerance"""
+    """d: the smallest tolerance is 10 to the power -d"""
     repeats: int = 5
     """of which the median time counts, after one that doesn't"""
 

@@ -42,7 +42,7 @@ class Options(OnData):
     """steps before those, in which memory is faulted in"""
     device: str = "cpu"
     images: Literal["device", "mapped"] = "device"
-    """where the pictures are: mapped, processes share them, where there isn't memory for each to have all"""
+    """where the pictures are: mapped, so that processes share them, where memory is too small for a copy in each"""
 
     def __post_init__(self):
         if self.turns < 2:
