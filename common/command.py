@@ -115,8 +115,8 @@ def _options_of(argv: list[str]) -> set[str]:
 
 
 def _value_of(argv: list[str], name: str) -> str | None:
-    """The value of --name on a command line, read before the defaults of everything else are known."""
-    for word, following in zip(argv, [*argv[1:], None]):
+    """The last value of --name on a command line, read before the defaults of everything else are known."""
+    for word, following in reversed(list(zip(argv, [*argv[1:], None]))):
         option, given, value = word.partition("=")
         if option.replace("_", "-") == f"--{name}":
             return value if given else following

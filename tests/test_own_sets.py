@@ -41,6 +41,13 @@ def test_where_a_value_comes_from_is_shown_as_it_is_for_that_set(photos, monkeyp
         assert expected in line
 
 
+def test_of_an_option_that_is_given_twice_the_last_counts_for_the_settings_too(photos, monkeypatch):
+    where = ["--data-dir", "elsewhere", "--dataset", "omniglot", f"--data-dir={photos}", "--dataset"]
+    for dataset in ("colour", "grey"):
+        again = config_of(monkeypatch, "maml", [*where, dataset])
+        assert again == config_of(monkeypatch, "maml", ["--data-dir", str(photos), "--dataset", dataset])
+
+
 @pytest.mark.parametrize("option", ["--data-dir=~/my data", "--data_dir=~/my data"])
 def test_a_tilde_is_the_home_folder_in_every_path(option, photos, tmp_path, monkeypatch):
     shutil.copytree(photos, tmp_path / "my data")
