@@ -45,7 +45,7 @@ class Config(Options):
     """lambda, the weight of the proximal term."""
     cg_steps: int = option(3, least=1)
     """The largest number of conjugate gradient's steps."""
-    tolerance: float = option(0.01, least=0, at_test=True)
+    tolerance: float = option(0.01, least=0)
     """Conjugate gradient stops earlier where its residual, relative to the right-hand side, is as small as this."""
     block: Literal["norm-pool", "pool-norm"] = "norm-pool"
     """norm-pool is the usual Conv4 (convolution, batch norm, ReLU, pool); pool-norm pools before batch norm."""

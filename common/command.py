@@ -16,6 +16,7 @@ import tyro
 from tqdm import tqdm
 
 from common import lock, meters
+from common.augment import VIEWED
 from common.folder import DiskError
 from common.options import Options, check, flag
 from common.shards import ROOT, UsageError, channels
@@ -76,9 +77,10 @@ def parse(config_type: type, settings: dict[str, dict]):
     config = _command_line(config_type, default, argv)
     if origin:
         may_differ = "at_resume" if config.resume else "at_test"
+        unused = VIEWED if getattr(config, "views", 1) == 1 else ()  # by a test, which sees them in views alone
         for field in dataclasses.fields(config):
             value, saved, name = getattr(config, field.name), getattr(default, field.name), flag(field.name)
-            if value != saved and not field.metadata.get(may_differ):
+            if value != saved and (not field.metadata.get(may_differ) or field.name in unused):
                 raise UsageError(
                     f"{name} {value}: {origin} was started with {saved}; leave {name} out, or start another run"
                 )

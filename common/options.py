@@ -124,7 +124,7 @@ class Options:
     """Images are kept on the device, or mapped (read from the file as needed); auto takes the device if they fit."""
     precision: Literal["auto", "float32", "bfloat16"] = option("auto", at_test=True)
     """The network's precision; auto takes bfloat16 on CPUs that multiply it in hardware, where it is faster."""
-    capture: bool = option(True, at_test=True, at_resume=True)
+    capture: bool = option(True, at_resume=True)
     """On a GPU, what meta_step does is recorded once and replayed; it can't ask for a number's value then."""
     channels_last: bool = option(True, at_test=True)
     """Images and filters are kept channels-last on CPU and CUDA, where that is faster."""

@@ -321,6 +321,16 @@ def test_a_test_with_other_options_or_in_another_runs_folder_is_refused(command,
     assert (tmp_path / "whole" / "result.json").read_text() == before
 
 
+@pytest.mark.parametrize("script,option", [(imaml, "tolerance 7.0"), (maml, "rotate 90.0"), (convex_imaml, "zoom 0.5")])
+def test_an_option_that_a_test_has_no_use_for_is_refused(script, option, train, command, capsys):
+    run = train(script)
+    capsys.readouterr()
+    assert command(f"--evaluate {run} --{option}", script) == 2
+    assert f"--{option}: {run} was started with 0.0" in capsys.readouterr().err
+    if script is convex_imaml:  # whose views differ by it
+        assert command(f"--evaluate {run} --{option} --views 2", script) == 0
+
+
 def test_splits_whose_images_differ_in_size_are_refused(command, tmp_path, data_dir, capsys):
     shutil.copytree(data_dir / "toy", tmp_path / "sets" / "mixed")
     write_set(tmp_path, "larger", shape=(1, 32, 32))
