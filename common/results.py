@@ -39,6 +39,7 @@ def report(run: Run, model: nn.Module, inductive: dict, transductive: dict) -> N
     c, rows = run.config, run.log.rows
     accuracy, ci95 = meters.mean_ci95(inductive["accuracy"])
     accuracy_transductive, ci95_transductive = meters.mean_ci95(transductive["accuracy"])
+    val_accuracy, val_ci95 = run.best if run.best[0] >= 0 else (None, None)  # of a run that is tested before it has any
     peaks = [] if c.evaluate else [float(row["peak_mib"]) for row in rows]
     result = {
         "algorithm": run.script.stem, "dataset": c.dataset, "ways": c.ways, "shots": c.shots,
@@ -48,7 +49,7 @@ def report(run: Run, model: nn.Module, inductive: dict, transductive: dict) -> N
         "step_ms": float(np.median([float(row["step_ms"]) for row in rows])) if rows else None,
         "peak_mib": max([meters.peak_mib(run.device), *peaks]),
         "parameters": sum(p.numel() for p in model.parameters()), "device": str(run.device), "seed": c.seed,
-        "val_accuracy": run.best[0], "val_ci95": run.best[1], "width": c.width, "block": c.block,
+        "val_accuracy": val_accuracy, "val_ci95": val_ci95, "width": c.width, "block": c.block,
         "views": getattr(c, "views", 1), "precision": c.precision,
         "processor": meters.hardware(run.device)["processor"],
     }  # fmt: skip

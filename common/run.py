@@ -48,7 +48,7 @@ class Run:
             )
         self.step, self.progress = 0, 0.0
         self.seconds, self.started, self.last_row_seconds = 0.0, 0.0, 0.0  # of training, evaluation left out
-        self.best = (-1.0, 0.0)  # validation accuracy and its 95 % CI
+        self.best = (-1.0, 0.0)  # validation accuracy and its 95 % CI; these before the first validation
         self.best_state: dict[str, Tensor] = {}
         self.log = log.Log()
         self.folder: Path | None = None
@@ -121,7 +121,8 @@ class Run:
         if source := c.resume or c.evaluate:
             saved, self.log = folder.load(source, c, self.script, self.world, model, optimizer, self.device)
             self.step, self.seconds, self.best = saved["step"], saved["seconds"], tuple(saved["best"])
-            self.best_state = saved["best_state"]
+            if c.evaluate or self.best[0] >= 0:  # else they are its last ones, which no validation has found best
+                self.best_state = saved["best_state"]
         if not c.resume:
             self._take_folder()
         if self.rank == 0 and not c.resume:

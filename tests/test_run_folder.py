@@ -53,6 +53,20 @@ def test_the_weights_that_validation_found_best_are_tested(command, tmp_path, mo
     assert not torch.equal(state["best_state"][key], state["model"][key])
 
 
+def test_before_a_validation_the_last_weights_are_tested_also_of_a_resumed_run(command, tmp_path, monkeypatch):
+    options = f"{TINY} --eval-every 100 --steps 100 --tasks 1 --out started"
+    for words, at_call in ((options, 1), ("--resume started", 52)):
+        with monkeypatch.context() as patch:
+            interrupt(patch, convex_imaml, at_call)
+            assert command(words) != 0
+    state = state_of(tmp_path / "started")
+    assert state["step"] == 50
+    assert all(torch.equal(value, state["best_state"][key]) for key, value in state["model"].items())
+    assert command("--evaluate started --out tested") == 0
+    result = json.loads((tmp_path / "tested" / "result.json").read_text())
+    assert result["steps"] == 50 and result["val_accuracy"] is None
+
+
 # log.csv
 
 
