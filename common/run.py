@@ -41,7 +41,7 @@ class Run:
         self.device = meters.settled_device(config.device)
         self.rank, self.world = ranks.start(self.device)
         self.batches = config.batches or self.world
-        if self.batches % self.world or config.tasks % self.batches:
+        if not config.evaluate and (self.batches % self.world or config.tasks % self.batches):
             raise UsageError(
                 f"--tasks {config.tasks} in {self.batches} batches over {self.world} processes: tasks must be a "
                 "multiple of --batches, and --batches of the processes"

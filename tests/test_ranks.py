@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from common import ranks
 from common.shards import ROOT
 from tests.runs import SMALL, rows_of, state_of
 from tests.test_commands import SCRIPTS
+
+
+def test_a_test_is_shared_out_to_any_number_of_processes(train, command, monkeypatch, capsys):
+    run = train()
+    monkeypatch.setattr(ranks, "start", lambda device: (0, 3))
+    assert command(f"{SMALL} --steps 2") == 2
+    assert "--tasks 4 in 3 batches over 3 processes" in capsys.readouterr().err
+    assert command(f"--evaluate {run}") == 0
 
 
 @pytest.mark.slow
