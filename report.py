@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from common.command import command, read
-from common.shards import ROOT
+from common.shards import ROOT, UsageError
 from reports import sections
 from reports.page import Page
 from reports.runs import find, shown_tests, shown_trainings, task_name
@@ -39,6 +39,8 @@ def main() -> None:
     times = Times(options.times)
     alike = find(options.like_for_like) if options.like_for_like else []
     runs = [run for run in find(options.runs) if run.folder not in {other.folder for other in alike}]
+    if not runs:
+        raise UsageError(f"--like-for-like: has all {len(alike)} runs; name folders that hold others for the page")
     shown, tests = shown_trainings(runs), shown_tests(runs)
     one = f"{runs[0].method} on {task_name(runs[0].trained_on)}"
     page = Page("Few-shot meta-learning: the paper's claims and our runs" if len(runs) > 1 else one)

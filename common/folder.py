@@ -29,7 +29,7 @@ def create(config: Options, script: Path) -> Path:
     """
     task = f"{config.dataset}-{config.ways}w{config.shots}s-s{config.seed}"
     default = config.evaluate / f"test-{task}" if config.evaluate else ROOT / "runs" / f"{script.stem}-{task}"
-    folder = _new_folder(config.out, default)
+    folder = made(config.out) if config.out else _new_folder(default)
     lock.hold(folder)
     if (folder / "config.json").exists():
         resume = f"--resume {shlex.quote(str(folder))}"
@@ -159,19 +159,25 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise DiskError(error.errno, error.strerror, str(path)) from error
 
 
-def _new_folder(wanted: Path | None, default: Path) -> Path:
-    """The folder asked for, or the default one with the first free number behind it: made, and nobody else's."""
+def made(wanted: Path) -> Path:
+    """The folder that --out names, made if it isn't there. Raises UsageError where it can't be."""
     try:
-        if wanted:
-            if above := [path for path in (wanted, *wanted.parents) if path.is_file()]:
-                raise UsageError(f"--out {wanted}: {above[0]} is a file, expected a folder or a new name")
-            wanted.mkdir(parents=True, exist_ok=True)
-            return wanted
+        if above := [path for path in (wanted, *wanted.parents) if path.is_file()]:
+            raise UsageError(f"--out {wanted}: {above[0]} is a file, expected a folder or a new name")
+        wanted.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {wanted}: {error.strerror}; name a folder that can be made") from None
+    return wanted
+
+
+def _new_folder(default: Path) -> Path:
+    """The default folder with the first free number behind it: made, and nobody else's."""
+    try:
         for i in range(1, 10_000):
             folder = default.with_name(f"{default.name}-{i}") if i > 1 else default
             with contextlib.suppress(FileExistsError):  # of a run that starts at this moment, too
                 folder.mkdir(parents=True)
                 return folder
     except OSError as error:
-        raise UsageError(f"--out {wanted or default}: {error.strerror}; name a folder that can be made") from None
+        raise UsageError(f"--out {default}: {error.strerror}; name a folder that can be made") from None
     raise UsageError(f"--out: {default} and 9,999 like it exist; name another folder")

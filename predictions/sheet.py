@@ -10,8 +10,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from common.folder import write_whole
-from common.shards import UsageError
+from common.folder import made, write_whole
 from predictions.labelled import DOUBTFUL, Labelled
 from predictions.task import Task
 from reports.drawing import png
@@ -38,10 +37,7 @@ def write(folder: Path, labelled: Labelled, task: Task, query: np.ndarray, about
 
     Raises DiskError, or UsageError where there can be no such folder.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {folder}: {error.strerror}; name a folder that can be made") from None
+    made(folder)
     support, labels = task.support.numpy(), task.labels.numpy()
     write_whole(folder / "predictions.csv", labelled.as_csv())
     write_whole(folder / "sheet.html", page(labelled, support, labels, query, about))

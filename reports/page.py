@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import markdown
-from common.folder import write_whole
+from common.folder import made, write_whole
 from reports.tables import Table
 
 STYLE = """
@@ -46,8 +46,8 @@ class Page:
         self.parts.append(("figure", Figure(name, picture, caption)))
 
     def write(self, folder: Path) -> None:
-        """FOLDER/index.html, report.md and the pictures."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """FOLDER/index.html, report.md and the pictures. Raises UsageError where there can be no such folder."""
+        made(folder)
         for kind, part in self.parts:
             if kind == "figure":
                 write_whole(folder / f"{part.name}.png", part.picture)

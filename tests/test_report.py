@@ -123,7 +123,13 @@ def test_what_is_no_run_is_one_line(tmp_path, monkeypatch, capsys):
     assert make_report(monkeypatch, tmp_path) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "--out" in said
-    write_test(tmp_path / "alone", write_run(tmp_path / "run"))
+    run = write_run(tmp_path / "run")
+    assert make_report(monkeypatch, tmp_path, run, "--like-for-like", run, "--out", tmp_path / "out") == 2
+    assert "--like-for-like: has all 1 runs; name folders that hold others" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert make_report(monkeypatch, tmp_path, run, "--out", tmp_path / "file" / "out") == 2
+    assert "file is a file, expected a folder or a new name" in capsys.readouterr().err
+    write_test(tmp_path / "alone", run)
     with pytest.raises(UsageError, match="a test without its training"):
         find([tmp_path / "alone"])
 

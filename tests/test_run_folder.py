@@ -256,7 +256,7 @@ def test_a_run_that_trains_holds_its_folder(command, tmp_path, monkeypatch):
 
 
 def test_two_runs_that_start_at_once_with_the_same_name_get_two_folders(tmp_path):
-    made = [folder._new_folder(None, tmp_path / "runs" / "a") for _ in range(3)]
+    made = [folder._new_folder(tmp_path / "runs" / "a") for _ in range(3)]
     assert [path.name for path in made] == ["a", "a-2", "a-3"] and all(path.is_dir() for path in made)
     lock.hold(made[0])
     lock.release()
