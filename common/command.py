@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,10 +41,11 @@ def command(main: Callable[[], None]) -> None:
             raise
         _close_bars()
         said = " ".join(str(error).splitlines()) or "no memory left"
-        print(f"error: {said}; a run that had a checkpoint goes on from it with --resume", file=sys.stderr)
+        print(f"error: {said}{_how_to_go_on()}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit("interrupted; --resume goes on from a run's last checkpoint")
+        _close_bars()
+        sys.exit(f"interrupted{_how_to_go_on()}")
     finally:
         lock.release()
         if dist.is_initialized():
@@ -54,6 +56,12 @@ def _close_bars() -> None:
     """So that a progress bar isn't drawn once more behind the message."""
     for bar in list(tqdm._instances):
         bar.close()
+
+
+def _how_to_go_on() -> str:
+    """With a run that this process trains; nothing where it trains none."""
+    training = [folder for folder in lock.held() if (folder / "checkpoint.pt").exists()]
+    return "".join(f"; --resume {shlex.quote(str(folder))} goes on from its last checkpoint" for folder in training)
 
 
 def parse(config_type: type, settings: dict[str, dict]):

@@ -27,6 +27,11 @@ def hold(folder: Path) -> None:
     _held.append((path, file))
 
 
+def held() -> list[Path]:
+    """The folders that this process keeps others out of."""
+    return [path.parent for path, _ in _held]
+
+
 def release() -> None:
     """Give up all locks of this process."""
     while _held:

@@ -9,17 +9,17 @@ SMALL += " --test-episodes 60 --device cpu --no-keep-memory"
 TINY = f"{SMALL} --width 4 --val-episodes 2 --test-episodes 2 --eval-every 2"  # where nothing need be learned
 
 
-def interrupt(monkeypatch, script, at_call, error=KeyboardInterrupt()):
-    """The script's meta_step raises, at its call of this number: by default what Ctrl-C does."""
-    meta_step, calls = script.meta_step, []
+def interrupt(monkeypatch, script, at_call, error=KeyboardInterrupt(), function="meta_step"):
+    """A function of the script raises, at its call of this number: by default what Ctrl-C does."""
+    whole, calls = getattr(script, function), []
 
     def interrupted(*arguments):
         calls.append(1)
         if len(calls) == at_call:
             raise error
-        return meta_step(*arguments)
+        return whole(*arguments)
 
-    monkeypatch.setattr(script, "meta_step", interrupted)
+    monkeypatch.setattr(script, function, interrupted)
 
 
 def rows_of(folder):

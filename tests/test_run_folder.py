@@ -219,6 +219,15 @@ def test_want_of_memory_is_one_line_and_leaves_the_last_checkpoint(error, comman
     assert command(f"{TINY} --steps 6 --out greedy") == 1
     said = capsys.readouterr().err.strip().rpartition("error: ")[2]
     assert "memory" in said and "\n" not in said and state_of(tmp_path / "greedy")["step"] == 2
+    assert said.endswith("; --resume greedy goes on from its last checkpoint")
+
+
+def test_what_is_said_of_resuming_names_the_run_and_is_said_of_no_test(command, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt(patch, convex_imaml, at_call=4)
+        assert command(f"{TINY} --steps 6 --out run") == "interrupted; --resume run goes on from its last checkpoint"
+    interrupt(monkeypatch, convex_imaml, 1, function="predict")
+    assert command("--evaluate run --out test") == "interrupted"
 
 
 def test_a_second_process_is_told_who_writes_into_a_run_folder(command, tmp_path, capsys):
