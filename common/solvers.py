@@ -90,9 +90,11 @@ def _to_edge(x: Tensor, p: Tensor, radius: Tensor) -> Tensor:
 
 
 def inverse(A: Tensor, eye: Tensor) -> Tensor:
-    """Of symmetric matrices with eigenvalues of 1 and more."""
-    L = torch.linalg.cholesky_ex(A).L
+    """Of symmetric matrices with eigenvalues of 1 and more; no numbers (nan) where rounding has taken that from one."""
+    L, failed = torch.linalg.cholesky_ex(A)
     if not A.is_cuda:
+        if meters.questions(A) == "free" and failed.any():  # an incomplete factor would be refused
+            L = torch.where(failed[..., None, None] > 0, torch.nan, L)
         return torch.cholesky_inverse(L)
     root = torch.linalg.solve_triangular(L, eye, upper=False)
     return root.mT @ root

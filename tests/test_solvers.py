@@ -210,6 +210,18 @@ def test_features_that_leave_float32_no_digits_are_solved_in_float64():
     assert (error < 1e-3 * exact.value.flatten(1).norm(dim=1)).all()
 
 
+def test_a_matrix_that_float32_cant_factor_is_solved_in_float64():
+    """Of equal images, whose Gram matrix is far larger than the strength."""
+    features, labels, W0, strength = a_problem(dtype=torch.float32)
+    features, strength = features[:, :1].expand_as(features).clone().requires_grad_(), strength * 1e-6
+    A = torch.eye(features.shape[1]) + features.detach() @ features.detach().mT / strength
+    assert (torch.linalg.cholesky_ex(A).info > 0).any()
+    solution = newton_head(features, labels, W0, strength)
+    assert solution.converged.all() and solution.value.isfinite().all()
+    (solution.value**2).sum().backward()
+    assert features.grad.isfinite().all() and features.grad.norm() > 0
+
+
 def test_too_few_iterations_are_reported_as_not_converged():
     features, labels, W0, strength = a_problem()
     solution = newton_head(features * 10, labels, W0, strength, iterations=1)
