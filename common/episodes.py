@@ -56,8 +56,8 @@ class EpisodeLoader:
     image_size: pixels a side that images are resized to; 0: as they are in the file. shape: (C, H, W) that they are
     brought to, whatever they are in the file, for a network that was trained on such ones; None: nothing else.
     pool: (classes, images a class). None draws every task by itself. Otherwise every batch draws that many images (no
-    more than the smallest class has), and all its tasks from them: a method whose backbone knows no task embeds each
-    image once for many tasks.
+    fewer than a task has, no more than the smallest class), and all its tasks from them: a method whose backbone knows
+    no task embeds each image once for many tasks.
 
     unequal: a class of a task has 1 to 2 shots - 1 support images, and its task's classes `shots` in the mean: two at a
     time have k and 2 shots - k, every k as likely. Those that a class doesn't keep stay among the batch's images.

@@ -19,7 +19,7 @@ class Solution(NamedTuple):
     residual: Tensor  # (T,) norm of what should be zero at the solution
     iterations: Tensor  # (T,) steps until the task converged, or until the solver stopped
     converged: Tensor  # (T,) bool
-    more: dict[str, Tensor] = {}  # what else a solver has to say, (T,) each
+    more: dict[str, Tensor]  # what else a solver has to say, (T,) each
 
     def statistics(self) -> dict[str, Tensor]:
         """The columns of log.csv, a value a task."""
@@ -42,7 +42,8 @@ def cg(
     radius: (T,) minimise x'Ax / 2 - b'x over |x| <= radius instead, by Steihaug's rule (1983): along the first
     direction of no positive curvature (p'Ap <= 0), and where x would leave the ball, go to its edge and stop there.
     Without it a task stops where it is at such a direction: its A isn't positive definite.
-    value: (T, n).   residual: |b - A x| a task; on a GPU, which isn't asked when to stop, as the recurrence has it.
+    value: (T, n).   residual: |b - A x| a task as the recurrence has it, which drifts from it by rounding; measured
+    where a CPU found some task at the tolerance.
     at_edge: the tasks that stopped at such a place, bool.
     converged: residual <= tolerance |b|, or the rounding of so many steps, and not at_edge.
     """
@@ -72,7 +73,7 @@ def cg(
         p = torch.where(active[:, None], r + (rr_new / torch.where(active, rr, 1.0))[:, None] * p, p)
         rr = rr_new
     residual = rr.sqrt()
-    if free and (~at_edge & (rr <= target)).any():  # the recurrence drifts from the true residual by rounding
+    if free and (~at_edge & (rr <= target)).any():
         residual = (b - matvec(x)).norm(dim=-1)
     slack = 10 * torch.finfo(b.dtype).eps * (1 + count)
     converged = ~at_edge & (residual <= (tolerance + slack) * b.norm(dim=-1))
