@@ -97,18 +97,20 @@ def adapt(
     phi = {name: p.detach().expand(len(x), *p.shape).clone().requires_grad_() for name, p in model.named_parameters()}
     moments = [moment.expand(len(x), *moment.shape).clone() for moment in model.moments()]
     if config.inner_optimizer == "adam":
-        rate, on_gpu = config.inner_rate, x.is_cuda  # where what it does may be recorded
-        optimizer = torch.optim.Adam(phi.values(), lr=rate, betas=(0.0, 0.999), fused=True, capturable=on_gpu)
-        for p, moment in zip(phi.values(), moments):
-            state = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": moment}  # changed in place
-            optimizer.state[p] = {"step": model.steps.clone().float(), **state}
+        optimizer = torch.optim.Adam(
+            phi.values(), lr=config.inner_rate, betas=(0.0, 0.999), fused=True, capturable=x.is_cuda
+        )
+        for p, moment in zip(phi.values(), moments):  # which the steps change in place
+            steps_before = model.steps.clone().float()
+            optimizer.state[p] = {"step": steps_before, "exp_avg": torch.zeros_like(p), "exp_avg_sq": moment}
     else:
         optimizer = torch.optim.SGD(phi.values(), lr=config.inner_rate)
     loss = accuracy = torch.zeros((), device=x.device)
     for step in range(steps):
         chosen = torch.arange(step * batch, step * batch + min(batch, y.shape[1]), device=y.device) % y.shape[1]
         logits = functional_call(model, phi, (x[:, chosen], "batch"))  # (T, batch, N)
-        loss, accuracy = F.cross_entropy(logits.mT, y[:, chosen]), (logits.argmax(-1) == y[:, chosen]).float().mean()
+        loss = F.cross_entropy(logits.mT, y[:, chosen])
+        accuracy = (logits.argmax(-1) == y[:, chosen]).float().mean()
         optimizer.zero_grad()
         (len(x) * loss).backward()  # a sum over tasks: each has its own phi
         optimizer.step()
@@ -121,15 +123,15 @@ def meta_step(model: Model, episode: Episode, config: Config) -> dict[str, Tenso
     The inner Adam's second moments become the mean of the tasks' too. Tasks are groups of each convolution: for
     MAML's first-order steps 1.1 to 1.9 times faster on two cores than one after the other (benchmarks/tasks.py).
     """
-    x, y, steps = episode.x_support, episode.y_support, config.inner_steps
-    phi, moments, loss, accuracy = adapt(model, x, y, steps, config.inner_batch, config)
+    x, y = episode.x_support, episode.y_support
+    phi, moments, loss, accuracy = adapt(model, x, y, config.inner_steps, config.inner_batch, config)
     with torch.no_grad():
         for theta, ends in zip(model.parameters(), phi.values()):
             difference = theta - ends.mean(0)
             theta.grad = difference if theta.grad is None else theta.grad + difference
         for moment, ends in zip(model.moments(), moments):
             moment.copy_(ends.mean(0))
-        model.steps += steps
+        model.steps += config.inner_steps
     return {"loss": loss, "accuracy": accuracy}
 
 
@@ -139,8 +141,8 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
     Inductive: a query image is normalised by the support set's statistics at the adapted weights. Transductive: by
     the statistics of the task's query batch.
     """
-    steps, batch = config.test_inner_steps, config.test_inner_batch
-    phi, *_ = adapt(model, episode.x_support, episode.y_support, steps, batch, config)
+    x, y = episode.x_support, episode.y_support
+    phi, *_ = adapt(model, x, y, config.test_inner_steps, config.test_inner_batch, config)
     with torch.no_grad():
         statistics = "batch"
         if not transductive:
