@@ -53,6 +53,7 @@ def test_the_weights_that_validation_found_best_are_tested(command, tmp_path, mo
     assert not torch.equal(state["best_state"][key], state["model"][key])
 
 
+@pytest.mark.slow
 def test_before_a_validation_the_last_weights_are_tested_also_of_a_resumed_run(command, tmp_path, monkeypatch):
     options = f"{TINY} --eval-every 100 --steps 100 --tasks 1 --out started"
     for words, at_call in ((options, 1), ("--resume started", 52)):
