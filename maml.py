@@ -4,6 +4,7 @@
     dL_query(phi_k)/dtheta = (I - alpha H_0) ... (I - alpha H_(k-1)) grad L_query(phi_k)                     (Eq 3)
 
 with H_j the Hessian of the support loss at phi_j. --first-order leaves the Hessians out. Time and memory grow with k.
+--learn-rates makes alpha a meta-parameter too, of each layer (as in MAML++) or weight (Meta-SGD); it isn't plain MAML.
 
     python maml.py --dataset omniglot --shots 1
 
@@ -39,6 +40,8 @@ class Config(Options):
     """The number of gradient steps on a task in validation and test."""
     inner_rate: float = option(0.4, above=0)
     """alpha, the learning rate of the gradient steps."""
+    learn_rates: Literal["no", "layer", "weight"] = "no"
+    """Meta-learn alpha, from --inner-rate on: one for each tensor of weights (layer), or one for each weight."""
     first_order: bool = False
     """The inner gradients count as constants (first-order MAML): cheaper, and another meta-gradient."""
     block: Literal["norm-pool", "pool-norm"] = "norm-pool"
@@ -61,12 +64,14 @@ SETTINGS = {
 
 
 class Model(nn.Module):
-    """The meta-parameters theta: backbone and head."""
+    """The meta-parameters: theta, that is backbone and head, and alpha where it is learned."""
 
     def __init__(self, shape: tuple[int, int, int], config: Config, device: torch.device):
         super().__init__()
         self.backbone = backbone(shape, config, device, running=0)
         self.head = nn.Linear(self.backbone.size, fixed_ways(config), device=device)
+        each = {"no": [], "layer": [p.new_ones(()) for p in self.parameters()], "weight": self.parameters()}
+        self.rates = nn.ParameterList(torch.full_like(p, config.inner_rate) for p in each[config.learn_rates])
 
     def forward(self, images: Tensor, statistics: str | Statistics, collected: Statistics | None = None) -> Tensor:
         """Logits (B, N) of images (B, C, H, W); with the weights of T tasks (T, B, N) of (T, B, C, H, W)."""
@@ -88,11 +93,13 @@ def adapt(
     Its graph leads back to theta, with second_order through the inner gradients too. Batch norm has the statistics of
     a task's support set.
     """
-    phi = {name: p.expand(len(x), *p.shape) for name, p in model.named_parameters()}
+    theta = {name: p for name, p in model.named_parameters() if not name.startswith("rates.")}
+    rates = list(model.rates) or len(theta) * [config.inner_rate]
+    phi = {name: p.expand(len(x), *p.shape) for name, p in theta.items()}
     for _ in range(steps):
         loss = support_loss(model, phi, x, y)
         gradients = torch.autograd.grad(loss, tuple(phi.values()), create_graph=second_order)
-        phi = {name: p - config.inner_rate * g for (name, p), g in zip(phi.items(), gradients)}
+        phi = {name: p - rate * g for (name, p), rate, g in zip(phi.items(), rates, gradients)}
     return phi
 
 

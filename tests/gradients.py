@@ -41,7 +41,8 @@ def assert_gradients_are_those_of_the_loss(script, model, episode, config, rtol=
             with torch.no_grad():
                 parameter -= step * direction
         numeric = (losses[0] - losses[1]) / 2e-7
-        torch.testing.assert_close((gradient * direction).sum(), numeric, rtol=rtol, atol=1e-7, msg=name)
+        along = (gradient * direction).sum()
+        torch.testing.assert_close(along, numeric, rtol=rtol, atol=1e-7, msg=lambda said: f"{name}: {said}")
 
 
 def differences(values, parameters):

@@ -19,6 +19,24 @@ def test_meta_gradient_equals_finite_differences_through_the_inner_steps(data_di
     assert_gradients_are_those_of_the_loss(maml, model, episode, config)
 
 
+@pytest.mark.parametrize("first_order", (False, True))
+@pytest.mark.parametrize("learned", ("layer", "weight"))
+def test_learned_rates_begin_as_plain_maml_and_have_a_meta_gradient_of_their_own(data_dir, learned, first_order):
+    config = Config(width=4, inner_steps=3, inner_rate=0.125, first_order=first_order)
+    plain, episode = a_model(maml, config).double(), an_episode(data_dir, torch.float64)
+    expected = gradients_of(maml, plain, episode, config)
+    config.learn_rates = learned
+    model = a_model(maml, config).double()
+    found = gradients_of(maml, model, episode, config)
+    assert len(found) == 2 * len(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+    sizes = [rate.numel() for rate in model.rates]
+    assert sizes == ([1] * len(expected) if learned == "layer" else [p.numel() for p in plain.parameters()])
+    if not first_order:
+        assert_gradients_are_those_of_the_loss(maml, model, episode, config)
+
+
 @pytest.mark.parametrize("second_order", (False, True))
 def test_inner_steps_are_those_of_plain_gradient_descent(data_dir, second_order):
     config = Config(width=4, inner_rate=0.2)
