@@ -40,7 +40,7 @@ def views(x: Tensor, n: int, how: Warp) -> Tensor:
     by what VIEWED names alone.   (n B, C, H, W), view by view"""
     if n == 1:
         return x
-    generator = torch.Generator(x.device).manual_seed(0)
+    generator = torch.Generator().manual_seed(0)  # the same draws on every device
     single = Warp(**{name: getattr(how, name) for name in VIEWED if name != "flip"})
     drawn = [warp(x, single, len(x), generator, alike=len(x)) for _ in range(n - 1)]
     return torch.cat([x, *(view.flip(3) if how.flip and i % 2 == 0 else view for i, view in enumerate(drawn))])
