@@ -75,7 +75,8 @@ SETTINGS = {
     ),
     "miniimagenet": dict(
         steps=21_500, tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True,
-        half_size=0.5, first_width=32, unit_features=True, views=2,
+        jitter=0.3, shift=0.1, zoom=0.15, weight_decay=0.02, half_size=0.5, first_width=32, unit_features=True,
+        position_mean=0.5, plain_averages=20, eval_every=2000,
     ),
     "other": dict(
         steps=9500, tasks=32, train_shots=5, train_queries=8, pool_classes=10, pool_images=16, flip=True,

@@ -53,14 +53,10 @@ SETTINGS = {
     "glyphs": dict(steps=1500, tasks=8, train_queries=5, keep_border=True),
     "omniglot": dict(steps=10_000, tasks=8, train_queries=5, keep_border=True),
     "miniimagenet": dict(
-        steps=7600, tasks=4, train_queries=5, inner_steps=5, test_inner_steps=10, inner_rate=0.01, width=32,
-        learning_rate=1e-3, flip=True, eval_every=250,
+        steps=19_000, tasks=4, train_queries=5, inner_rate=0.1, width=32, learning_rate=1e-3, flip=True, eval_every=1000
     ),
-    "other": dict(
-        steps=3800, tasks=4, train_queries=5, inner_steps=5, test_inner_steps=10, inner_rate=0.01, width=32,
-        learning_rate=1e-3, flip=True,
-    ),
-}  # fmt: skip
+    "other": dict(steps=9500, tasks=4, train_queries=5, inner_rate=0.1, width=32, learning_rate=1e-3, flip=True),
+}
 
 
 class Model(nn.Module):
