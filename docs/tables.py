@@ -53,7 +53,9 @@ TABLES = {
     "every_run": of_results.every_run,
     "table_2": of_claims.table_2,
     "time-omniglot": lambda: of_claims.time_to_accuracy("omniglot"),
+    "time-miniimagenet": lambda: of_claims.time_to_accuracy("miniimagenet"),
     "smoothness-omniglot": lambda: of_claims.smoothness("omniglot"),
+    "smoothness-miniimagenet": lambda: of_claims.smoothness("miniimagenet"),
     "meta_steps": of_speed.meta_steps,
     "peers": of_speed.peers,
     "goals": of_speed.goals,
@@ -139,7 +141,7 @@ class Picture(NamedTuple):
 def pictures() -> dict[str, Picture]:
     lines = validations()
     shown = {"docs/accuracy.png": Picture(lines, partial(draw, lines), draw)}
-    for dataset in ("omniglot",):
+    for dataset in ("omniglot", "miniimagenet"):
         drawing = partial(of_claims.figure, dataset)
         shown[f"docs/curves-{dataset}-5w1s.png"] = Picture(of_claims.drawn(dataset), drawing, curves)
     return shown

@@ -154,7 +154,7 @@ def test_a_run_added_to_results_appears_in_the_tables_and_the_picture(copy):
             content["test_accuracy"] = 0.4321
         file.write_text(json.dumps(content))
     forget()
-    names = ["README.md", "docs/claims.md", "docs/results.md", "docs/accuracy.png"]
+    names = ["README.md", "docs/claims.md", "docs/results.md", "docs/accuracy.png", "docs/curves-miniimagenet-5w1s.png"]
     assert tables.stale() == names and "maml" in tables.validations()["miniimagenet"]
     assert re.search(r"\| `maml.py` \|.* 43\.2 \(48\.7 / 63\.1\) \|\n", of_results.algorithms())
     assert "| [maml-new](../results/maml-new) | MAML | mini-ImageNet 5w1s | 0.4321 ±" in of_results.every_run()
