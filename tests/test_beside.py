@@ -22,6 +22,7 @@ CURVE = [
 ]
 
 
+@pytest.mark.slow
 def test_a_script_trains_here_as_its_command_does(command, data_dir, tmp_path, monkeypatch):
     """With the learning rate's schedule, so that validations after the same steps have the same accuracy."""
     options = dict(steps=10, tasks=2, width=4, train_queries=2, eval_every=5, val_episodes=10, keep_memory=False)

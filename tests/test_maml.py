@@ -19,6 +19,7 @@ def test_meta_gradient_equals_finite_differences_through_the_inner_steps(data_di
     assert_gradients_are_those_of_the_loss(maml, model, episode, config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_order", (False, True))
 @pytest.mark.parametrize("learned", ("layer", "weight"))
 def test_learned_rates_begin_as_plain_maml_and_have_a_meta_gradient_of_their_own(data_dir, learned, first_order):
