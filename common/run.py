@@ -121,8 +121,7 @@ class Run:
         if source := c.resume or c.evaluate:
             saved, self.log = folder.load(source, c, self.script, self.world, model, optimizer, self.device)
             self.step, self.seconds, self.best = saved["step"], saved["seconds"], tuple(saved["best"])
-            if c.evaluate or self.best[0] >= 0:  # else they are its last ones, which no validation has found best
-                self.best_state = saved["best_state"]
+            self.best_state = saved["best_state"] if c.evaluate or self.best[0] >= 0 else {}  # not found best yet
         if not c.resume:
             self._take_folder()
         if self.rank == 0 and not c.resume:

@@ -162,14 +162,16 @@ def write(file: Path, picture: Picture) -> None:
         drawn.save(file, pnginfo=about)
 
 
-def stale() -> list[str]:
-    """The files that aren't as results/ have them."""
+def stale(shown: dict[str, Picture] | None = None) -> list[str]:
+    """The files that aren't as results/ have them; shown: `pictures()`, where they are there already."""
+    shown = shown or pictures()
     pages = [name for name in PAGES if filled((ROOT / name).read_text()) != (ROOT / name).read_text()]
-    return pages + [name for name, picture in pictures().items() if is_stale(ROOT / name, picture)]
+    return pages + [name for name, picture in shown.items() if is_stale(ROOT / name, picture)]
 
 
 def main() -> None:
-    names = stale()
+    shown = pictures()
+    names = stale(shown)
     if sys.argv[1:] == ["--check"]:
         if names:
             raise SystemExit(f"stale: {', '.join(names)}; write them anew with python docs/tables.py")
@@ -178,7 +180,7 @@ def main() -> None:
         raise SystemExit(f"{' '.join(sys.argv[1:])}: expected nothing or --check")
     for name in names:
         if name.endswith(".png"):
-            write(ROOT / name, pictures()[name])
+            write(ROOT / name, shown[name])
         else:
             (ROOT / name).write_text(filled((ROOT / name).read_text()))
         print(f"{name}: written")
