@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu --out results/benchmarks/cuda
 
-tests: tests/test_cuda.py.   steps: meta-steps of all scripts as they are and as replayed CUDA graphs, against one plain
-forward and backward of the backbone over the same images, which is captured too, and against those of the peers that
-are installed (benchmarks/requirements.txt, benchmarks/cloned.py), in float32; all in turns in one process.
+tests: tests/test_cuda.py.   steps: meta-steps of all scripts as they are and as replayed CUDA graphs, each in turns
+with one plain forward and backward of the backbone over the same images, which is captured too, and with those of its
+peers that are installed (benchmarks/requirements.txt, benchmarks/cloned.py), in float32.
 accuracy: seconds of training until validation on Omniglot is at .95, .98 and .99, each script with its own settings.
 A part is saved when it is done. With --device cpu nothing can be captured, and tests/test_cuda.py skips itself.
 """
@@ -52,12 +52,13 @@ class Options:
     turns: int = 5
     """that count, after one that doesn't"""
     repeats: int = 10
-    """steps in a turn, at whose end the device is waited for; fewer where they take longer than a second"""
+    """steps in a turn, at whose end the device is waited for; fewer where they take longer than a quarter second"""
     data_dir: Path = ROOT / "data"
     """with Omniglot in it, for the part on accuracy"""
     seconds: float = 30.0
     """of each script's training on Omniglot"""
-    eval_every: int = 100
+    train_precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    eval_every: int = 200
     """steps between validations in it"""
     out: Path | None = None
     """folder for gpu-PART.md and .json"""
@@ -121,24 +122,25 @@ def of_peer(algorithm: str, peer: str, dataset: str, tasks: int, device: torch.d
     return step
 
 
-def measure(options: Options, dataset: str, tasks: int, precision: str, device: torch.device) -> list[dict]:
-    """A row a step and way, all taking turns: `ms`, or `error`."""
+def measure(
+    options: Options, algorithm: str, dataset: str, tasks: int, precision: str, device: torch.device
+) -> list[dict]:
+    """A row a step and way, of one algorithm, its peers and the plain step, all taking turns: `ms`, or `error`."""
     rows, steps = [], []
     ways = (False, True) if device.type == "cuda" else (False,)
     pieces = {
         (name, "", captured): functools.partial(ready, name, dataset, tasks, precision, captured, device)
-        for name, captured in itertools.product((PLAIN, *options.algorithms), ways)
+        for name, captured in itertools.product((PLAIN, algorithm), ways)
     }
-    for algorithm in options.algorithms if tasks in options.peer_tasks and precision == "float32" else ():
-        for peer in PEERS.get(algorithm, {}):
-            pieces[algorithm, peer, False] = functools.partial(of_peer, algorithm, peer, dataset, tasks, device)
+    for peer in PEERS.get(algorithm, {}) if tasks in options.peer_tasks and precision == "float32" else ():
+        pieces[algorithm, peer, False] = functools.partial(of_peer, algorithm, peer, dataset, tasks, device)
     for (name, peer, captured), piece in pieces.items():
-        row = {"step": name, "peer": peer, "captured": captured}
+        row = {"step": name, "peer": peer, "captured": captured, "beside": algorithm}
         row |= {"dataset": dataset, "tasks": tasks, "precision": precision}
         try:
             step = piece()
             step()  # which records it, where it can be
-            row["repeats"] = max(1, min(options.repeats, int(1 / seconds_of(step, device))))
+            row["repeats"] = max(1, min(options.repeats, int(0.25 / seconds_of(step, device))))
         except (UsageError, ImportError, RuntimeError) if peer else (UsageError, torch.cuda.OutOfMemoryError) as error:
             step, row["error"] = None, str(error).splitlines()[0]
         steps.append(step)
@@ -157,28 +159,32 @@ def measure(options: Options, dataset: str, tasks: int, precision: str, device: 
 def steps(options: Options) -> None:
     device = meters.settled_device(options.device)
     rows = []
-    for given in tqdm(list(itertools.product(options.datasets, options.tasks, options.precisions)), leave=False):
-        rows += measure(options, *given, device)
+    shapes = itertools.product(options.datasets, options.tasks, options.precisions)
+    for shape, algorithm in tqdm(list(itertools.product(shapes, options.algorithms)), leave=False):
+        rows += measure(options, algorithm, *shape, device)
+        torch.cuda.empty_cache()  # the steps and recordings are gone, and another algorithm's have room
         if options.out:  # so that a command cut short leaves them
             save(options.out, "gpu-steps", {"rows": rows}, as_table(rows), options.device)
     print(as_table(rows))
 
 
 def as_table(rows: list[dict]) -> str:
-    """Steps as they are and captured, in ms; the better one's share of the plain step and, of a peer's, how often ours
-    is done meanwhile; tasks a second."""
-    at = {(r["step"], r["peer"], r["captured"], r["dataset"], r["tasks"], r["precision"]): r for r in rows}
+    """Steps as they are and captured, in ms; the better one's share of the plain step beside it and, of a peer's, how
+    often ours is done meanwhile; tasks a second. The plain step stands before the first algorithm of a shape."""
+    at, lines, plain = {}, [], set()
+    for row in rows:
+        what = row["beside"], row["dataset"], row["tasks"], row["precision"]
+        at[row["step"], row["peer"], row["captured"], what] = row
 
     def best(step: str, peer: str, what: tuple) -> dict:
-        eager, captured = (at.get((step, peer, captured, *what), {}) for captured in (False, True))
+        eager, captured = (at.get((step, peer, captured, what), {}) for captured in (False, True))
         return captured if "ms" in captured else eager
 
-    lines = []
-    for row in rows:
-        if row["captured"]:
+    for (name, peer, captured, what), row in at.items():
+        if captured or (name == PLAIN and what[1:] in plain):
             continue
-        name, peer, what = row["step"], row["peer"], (row["dataset"], row["tasks"], row["precision"])
-        captured = at.get((name, peer, True, *what))
+        plain.add(what[1:])
+        replayed = at.get((name, peer, True, what))
         mine = best(name, peer, what)
         cells = ["", "", ""]
         if "ms" in mine:
@@ -186,7 +192,7 @@ def as_table(rows: list[dict]) -> str:
             cells = [f"{mine['ms'] / other['ms']:.2f}" if "ms" in other else "" for other in against]
             cells.append(f"{1e3 * row['tasks'] / mine['ms']:,.0f}")
         step = f"{name}, {peer}" if peer else name
-        lines.append([step, *what, shown(row), shown(captured) if captured else "", *cells])
+        lines.append([step, *what[1:], shown(row), shown(replayed) if replayed else "", *cells])
     heads = ["step", "images of", "tasks", "precision", "ms as it is", "ms captured", "/ plain step", "/ ours"]
     return markdown([*heads, "tasks a second"], lines)
 
@@ -207,6 +213,7 @@ def accuracy(options: Options) -> None:
         with tempfile.TemporaryDirectory() as folder:
             words = ["--dataset", "omniglot", "--data-dir", options.data_dir, "--device", options.device]
             words += ["--minutes", options.seconds / 60, "--eval-every", options.eval_every, "--val-episodes", 500]
+            words += ["--precision", options.train_precision]
             run = Path(folder, "run")
             command = [sys.executable, ROOT / f"{name}.py", *map(str, words), "--test-episodes", "2", "--out", run]
             done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

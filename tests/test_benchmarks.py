@@ -276,8 +276,8 @@ def test_beside_a_gpus_steps_are_those_of_peers_whose_gradient_is_ours(monkeypat
     monkeypatch.setattr(gpu, "WIDTHS", {"omniglot": 4})
     pieces = {"same": partial(peer, 1), "twice": partial(peer, 2), "absent": absent}
     monkeypatch.setattr(gpu, "PEERS", {"maml": pieces})
-    options = gpu.Options(algorithms=("maml",), peer_tasks=(1,), turns=1, repeats=1)
-    rows = gpu.measure(options, "omniglot", 1, "float32", torch.device("cpu"))
+    options = gpu.Options(peer_tasks=(1,), turns=1, repeats=1)
+    rows = gpu.measure(options, "maml", "omniglot", 1, "float32", torch.device("cpu"))
     assert [(row["step"], row["peer"]) for row in rows[1:]] == [("maml", name) for name in ("", *pieces)]
     assert [row.get("error") for row in rows[3:]] == [
         "not ours: the gradients are apart by 1e+00",
@@ -285,7 +285,7 @@ def test_beside_a_gpus_steps_are_those_of_peers_whose_gradient_is_ours(monkeypat
     ]
     lines = [line.strip("| ").split(" | ") for line in gpu.as_table(rows).splitlines()]
     assert lines[4][0] == "maml, same" and lines[4][-2] == f"{rows[2]['ms'] / rows[1]['ms']:.2f}"
-    assert not any(row["peer"] for row in gpu.measure(options, "omniglot", 2, "float32", torch.device("cpu")))
+    assert not any(row["peer"] for row in gpu.measure(options, "maml", "omniglot", 2, "float32", torch.device("cpu")))
 
 
 @pytest.mark.slow
@@ -293,7 +293,7 @@ def test_the_gpus_command_measures_meta_steps_against_the_plain_step(tmp_path):
     words = "--device cpu --parts steps --tasks 2 --precisions float32 --datasets omniglot --turns 2 --repeats 1"
     benchmark("gpu", tmp_path, words, "--algorithms", "convex_imaml", "reptile")
     rows = json.loads((tmp_path / "gpu-steps.json").read_text())["rows"]
-    assert [row["step"] for row in rows] == ["plain step", "convex_imaml", "reptile"]
+    assert [row["step"] for row in rows] == ["plain step", "convex_imaml", "plain step", "reptile"]
     assert all(len(row["seconds"]) == 2 and row["ms"] > 0 and not row["captured"] for row in rows)
     lines = (tmp_path / "gpu-steps.md").read_text().strip().splitlines()
     assert lines[-3].split(" | ")[6] == "1.00" and lines[-2].startswith("| convex_imaml | omniglot | 2 | float32 |")
