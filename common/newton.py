@@ -14,8 +14,8 @@ from common.solvers import Solution, cg, inverse, solve_positive
 # conjugate gradient does (2 cores, float32, 16 tasks, 800 features: 5-way 5-shot 9 against 20 ms, 10-shot 24
 # against 27, 20-way 3-shot 79 against 46; with fewer features conjugate gradient catches up earlier).
 LARGEST_FACTOR = 40
-# Newton's steps on a GPU before it is asked whether all tasks have converged. Trainings took up to 11 on Omniglot.
-UNASKED_STEPS = 12
+# Newton's steps on a GPU before it is asked whether all tasks have converged. Trained and new networks take 3 to 5.
+UNASKED_STEPS = 6
 # A meta-gradient whose u (below) may be further off than this, relative to its length, is solved again in float64.
 GRADIENT_TOLERANCE = 1e-3
 
@@ -43,11 +43,11 @@ def newton_head(
     Once the meta-gradient has gone through, statistics() tells of u too: `gradient_error`, the largest that its error
     can be, relative to |u|, and `gradient_converged`, whether that is at most GRADIENT_TOLERANCE.
 
-    Newton's method with a backtracking line search: without one it diverges on real features. `method` says how its
-    linear systems are solved: "cholesky" in sample space, where grad G = 0 puts W* - W0 into the span of the S
-    features, so that N + 1 matrices of S x S are factored, whatever d is; "cg" with Hessian-vector products; "auto"
-    picks "cg" where S > LARGEST_FACTOR. Where float32 doesn't converge, as when the features' Gram matrix is
-    1e6 times the strength, the batch is solved again in float64.
+    Newton's method, each step as long as lowers G most: a full one overshoots on real features, and that takes half as
+    many steps again. `method` says how its linear systems are solved: "cholesky" in sample space, where grad G = 0 puts
+    W* - W0 into the span of the S features, so that N + 1 matrices of S x S are factored, whatever d is; "cg" with
+    Hessian-vector products; "auto" picks "cg" where S > LARGEST_FACTOR. Where float32 doesn't converge, as when the
+    features' Gram matrix is 1e6 times the strength, the batch is solved again in float64.
 
     A GPU is asked nothing that it would have to end its work for: there "auto" is "cholesky", all is in float64 at
     once, and of the `iterations` that remain UNASKED_STEPS are made, and as many more where some task needs them; while
@@ -86,8 +86,9 @@ class ProximalHead:
     def __init__(self, features: Tensor, labels: Tensor, W0: Tensor, strength: Tensor, method: str = "cholesky"):
         self.F, self.W0, self.strength, self.method = features, W0, strength, method
         self.Y = F.one_hot(labels, W0.shape[0]).to(features.dtype)  # (T, S, N)
-        halved = features.new_full((8,), 0.5).cumprod(0).cumprod(0)  # 1/2, 1/8, 1/64, ..., as saturated heads need 1e-8
-        self.lengths = torch.cat([halved.new_zeros(1), halved.new_ones(1), halved])  # that a line search tries
+        tenths = torch.arange(21, dtype=features.dtype, device=features.device) / 10
+        # that a line search tries: 0, 0.1, ..., 2, and the powers 1e-2 to 1e-8 for saturated heads
+        self.lengths = torch.cat([tenths, 10.0 ** (-10 * tenths[2:9])])
         if method == "cholesky":
             self.K = features @ features.mT / strength  # (T, S, S)
             self.eye = torch.eye(features.shape[1], dtype=features.dtype, device=features.device)
@@ -157,31 +158,23 @@ class ProximalHead:
         P = Z.softmax(-1)
         g = self.gradient(W, P)
         D = -self.solve(P, g, tolerance=1e-4)
-        length, _ = self.line_search(W, g, D, Z)
+        length, _ = self.line_search(W, D, Z)
         return W + length[:, None, None] * D
 
     @torch.no_grad()
-    def line_search(self, W: Tensor, g: Tensor, D: Tensor, Z: Tensor) -> tuple[Tensor, Tensor]:
-        """Longest step along D that lowers G by 1e-4 of what its slope promises (Armijo), or 0.   (T,)
+    def line_search(self, W: Tensor, D: Tensor, Z: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `lengths`, that of the step along D which lowers G most, or 1 where rounding can't tell.   (T,)
 
         Z: (T, S, N), the logits of W. Those of D, which it needs, are the second result.
         """
-        ZD = self.F @ D.mT
-        slope, cross, square = (torch.stack([g, W - self.W0, D]) * D).sum((-1, -2))  # (T,) each
-        rounding = 4 * torch.finfo(Z.dtype).eps * (1 + Z.abs().amax((1, 2)))  # of the difference of two losses
-
-        def longest(lengths: Tensor) -> Tensor:
-            t = lengths[:, None]  # (1 + J, 1), the first of them 0
-            logits = torch.addcmul(Z, t[..., None, None], ZD)  # (1 + J, T, S, N), at none and every step
-            loss = (logits.log_softmax(-1) * self.Y).sum((-1, -2)) / -self.F.shape[1]  # (1 + J, T)
-            change = loss - loss[0] + self.strength * t * (cross + t * square / 2)
-            return torch.where(change <= 1e-4 * t * slope + rounding, t, 0.0).amax(0)
-
-        if meters.questions(W) == "free":
-            length = longest(self.lengths[:2])
-            if length.all():  # nearly always
-                return length, ZD
-        return longest(self.lengths), ZD
+        ZD, t = self.F @ D.mT, self.lengths[:, None]  # (J, 1)
+        logits = torch.addcmul(Z, t[..., None, None], ZD)  # (J, T, S, N), at every length
+        loss = (logits.log_softmax(-1) * self.Y).sum((-1, -2)) / -self.F.shape[1]  # (J, T)
+        cross, square = (torch.stack([W - self.W0, D]) * D).sum((-1, -2))  # (T,) each
+        G = torch.addcmul(loss, self.strength * t, torch.addcmul(cross, t / 2, square))  # but for |W - W0|^2
+        least, at = G.min(0)
+        rounding = 4 * torch.finfo(Z.dtype).eps * (1 + torch.linalg.vector_norm(Z, torch.inf, (1, 2)))
+        return torch.where(G[10] <= least + rounding, self.lengths[10], self.lengths[at]), ZD  # the 11th is 1
 
     def minimise(self, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(W*, residual, iterations, converged) as in Solution."""
@@ -204,7 +197,7 @@ class ProximalHead:
                 break
             count += ~converged
             D = -self.solve(P, g, tolerance=1e-4)  # near the optimum each step gains at least these four digits
-            length, ZD = self.line_search(W, g, D, Z)
+            length, ZD = self.line_search(W, D, Z)
             length = torch.where(converged, 0.0, length)[:, None, None]
             if asked == "free" and not length.any():
                 break  # those left can't move, and are reported as not converged

@@ -43,9 +43,8 @@ def test_newton_steps_that_are_shortened_lower_the_loss_and_are_differentiated_a
     lengths = []
     for _ in range(4):
         P = problem.probabilities(W)
-        g = problem.gradient(W, P)
-        D = -problem.solve(P, g, 1e-4)
-        lengths.append(problem.line_search(W, g, D, f @ W.mT)[0])
+        D = -problem.solve(P, problem.gradient(W, P), 1e-4)
+        lengths.append(problem.line_search(W, D, f @ W.mT)[0])
         stepped = problem.newton_step(W)
         torch.testing.assert_close(stepped, W + lengths[-1][:, None, None] * D)
         assert (loss(stepped) < loss(W)).all()

@@ -198,6 +198,16 @@ def test_the_implicit_gradient_says_how_well_it_was_solved_and_is_solved_well(sc
         assert (gradient - expected).norm() <= 0.01 * expected.norm()
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("scale", (0.1, 1.0, 10.0, 30.0))
+def test_newtons_steps_are_few_however_large_the_features_are(scale, dtype):
+    """As each is as long as helps most: steps of length 1, halved where they don't help, are up to three times as
+    many."""
+    features, labels, _, strength = a_problem(tasks=8, d=65, dtype=dtype)
+    solution = newton_head(scale * features, labels, torch.zeros(5, 65, dtype=dtype), strength, method="cholesky")
+    assert solution.converged.all() and solution.iterations.max() <= 6
+
+
 def test_features_that_leave_float32_no_digits_are_solved_in_float64():
     """Without float64 Newton's step is no descent direction here: the solver would stall far from the optimum."""
     features, labels, W0, strength = a_problem(dtype=torch.float32)
