@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.augment import Warp, views
+from common.augment import Warp, parts, views
 from common.command import command, parse
 from common.conv4 import Statistics, backbone
 from common.episodes import Episode, EpisodeLoader
@@ -156,9 +156,7 @@ def predict(model: Model, episode: Episode, config: Config, transductive: bool =
     task's query batch, for its support and its query alike.
     """
     if not transductive:
-        views_at_a_time = 2**18 // episode.images[0, 0].numel()  # so many pixels fit a processor's caches
-        parts = episode.images.split(max(1, views_at_a_time // config.views))
-        f = torch.cat([model.features(images, "running") for images in parts])
+        f = torch.cat([model.features(images, "running") for images in parts(episode.images, config.views)])
         f_support, f_query = f[episode.support], f[episode.query]  # (T, S, d + 1), (T, Q, d + 1)
     else:
         statistics = [[] for _ in episode.query]  # of every task's query batch

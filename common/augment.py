@@ -46,6 +46,12 @@ def views(x: Tensor, n: int, how: Warp) -> Tensor:
     return torch.cat([x, *(view.flip(3) if how.flip and i % 2 == 0 else view for i, view in enumerate(drawn))])
 
 
+def parts(x: Tensor, n: int) -> tuple[Tensor, ...]:
+    """Images of x (B, C, H, W), as many at a time as n views of each fit a CPU's caches, or take a GPU to fill."""
+    pixels = 2**23 if x.is_cuda else 2**18
+    return x.split(max(1, pixels // x[0, 0].numel() // n))
+
+
 def warp(x: Tensor, how: Warp, images_a_class: int, generator: torch.Generator, alike: int = 1) -> Tensor:
     """Every image of x (B, C, H, W) through its own random affine map and change of colour, or every `alike` images
     through one.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from common.augment import Warp, sample, views, warp
+from common.augment import Warp, parts, sample, views, warp
 from common.episodes import EpisodeLoader
 from common.shards import UsageError
 from tests.conftest import write_set
@@ -197,6 +197,13 @@ def test_an_images_views_are_itself_and_fixed_draws_that_no_other_image_moves():
     assert [torch.equal(a, b) for a, b in zip(several, unmirrored)] == [True, False, True, False]
     assert torch.equal(several[1::2], unmirrored[1::2].flip(4))
     assert torch.equal(views(x, 2, Warp(flip=True)), torch.cat([x, x.flip(3)])) and views(x, 1, how) is x
+
+
+def test_parts_are_all_images_in_their_order_fewer_at_a_time_the_more_views_each_has():
+    x = torch.rand(700, 1, 28, 28)
+    sizes = {n: [len(part) for part in parts(x, n)] for n in (1, 16, 10**6)}
+    assert sizes[1] == [334, 334, 32] and sizes[16] == 35 * [20] and sizes[10**6] == 700 * [1]
+    assert torch.equal(torch.cat(parts(x, 16)), x)
 
 
 @pytest.mark.parametrize("memory", ("device", "mapped"))
