@@ -6,7 +6,7 @@ tests: tests/test_cuda.py.   steps: meta-steps of all scripts as they are and as
 with one plain forward and backward of the backbone over the same images, which is captured too, and with those of its
 peers that are installed (benchmarks/requirements.txt, benchmarks/cloned.py), in float32.
 accuracy: seconds of training until validation on Omniglot is at .95, .98 and .99, each script with its own settings.
-A part is saved when it is done. With --device cpu nothing can be captured, and tests/test_cuda.py skips itself.
+What is measured is saved at once. With --device cpu nothing can be captured, and tests/test_cuda.py skips itself.
 """
 
 import functools
@@ -210,24 +210,33 @@ def accuracy(options: Options) -> None:
         )
     rows = []
     for name in options.algorithms:
-        with tempfile.TemporaryDirectory() as folder:
-            words = ["--dataset", "omniglot", "--data-dir", options.data_dir, "--device", options.device]
-            words += ["--minutes", options.seconds / 60, "--eval-every", options.eval_every, "--val-episodes", 500]
-            words += ["--precision", options.train_precision]
-            run = Path(folder, "run")
-            command = [sys.executable, ROOT / f"{name}.py", *map(str, words), "--test-episodes", "2", "--out", run]
-            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            if done.returncode:
-                rows.append({"algorithm": name, "error": done.stderr.strip().splitlines()[-1]})
-                continue
-            written = log.read(run / "log.csv", 10**9).rows
-        validated = [row for row in written if "val_accuracy" in row]
-        until = {level: [r for r in validated if float(r["val_accuracy"]) >= level] for level in LEVELS}
-        rows.append({
-            "algorithm": name, "steps": int(written[-1]["step"]), "step_ms": float(written[-1]["step_ms"]),
-            "val_accuracy": max(float(r["val_accuracy"]) for r in validated),
-            "seconds": {str(level): float(rs[0]["seconds"]) if rs else None for level, rs in until.items()},
-        })  # fmt: skip
+        rows.append(trained_row(name, options))
+        if options.out:
+            content = {"seconds": options.seconds, "eval_every": options.eval_every, "rows": rows}
+            save(options.out, "gpu-accuracy", content, accuracy_table(rows), options.device)
+    print(accuracy_table(rows))
+
+
+def trained_row(name: str, options: Options) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["--dataset", "omniglot", "--data-dir", options.data_dir, "--device", options.device]
+        words += ["--minutes", options.seconds / 60, "--eval-every", options.eval_every, "--val-episodes", 500]
+        words += ["--precision", options.train_precision, "--test-episodes", 2, "--out", Path(folder, "run")]
+        command = [sys.executable, ROOT / f"{name}.py", *map(str, words)]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            return {"algorithm": name, "error": done.stderr.strip().splitlines()[-1]}
+        written = log.read(Path(folder, "run", "log.csv"), 10**9).rows
+    validated = [row for row in written if "val_accuracy" in row]
+    until = {level: [r for r in validated if float(r["val_accuracy"]) >= level] for level in LEVELS}
+    return {
+        "algorithm": name, "steps": int(written[-1]["step"]), "step_ms": float(written[-1]["step_ms"]),
+        "val_accuracy": max(float(r["val_accuracy"]) for r in validated),
+        "seconds": {str(level): float(rs[0]["seconds"]) if rs else None for level, rs in until.items()},
+    }  # fmt: skip
+
+
+def accuracy_table(rows: list[dict]) -> str:
     lines = []
     for row in rows:
         if "error" in row:
@@ -237,8 +246,7 @@ def accuracy(options: Options) -> None:
         best, steps_made = f"{row['val_accuracy']:.4f}", f"{row['steps']:,}"
         lines.append([row["algorithm"], *seconds, best, steps_made, f"{row['step_ms']:.1f}"])
     heads = ["script", *(f"seconds to {level}" for level in LEVELS), "best validation", "steps", "ms of the last steps"]
-    content = {"seconds": options.seconds, "eval_every": options.eval_every, "rows": rows}
-    report(options.out, "gpu-accuracy", content, markdown(heads, lines), options.device)
+    return markdown(heads, lines)
 
 
 def main(options: Options) -> None:
