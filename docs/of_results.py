@@ -110,6 +110,9 @@ def command(row: Row) -> str:
         differs = {k: row.result[k] for k in ("dataset", "ways", "shots", "seed") if row.result[k] != then[k]}
         if row.views != then.get("views", 1):
             differs["views"] = row.views
+        steps = row.result.get("test_inner_steps")  # of a test from before it was told: as in training's own
+        if steps not in (None, then.get("test_inner_steps")):
+            differs["test_inner_steps"] = steps
         released = (ROOT / "results" / row.trained / "checkpoint.pt").exists()
         folder = f"results/{row.trained}" if released else folder
         return " ".join([f"{started} --evaluate {folder}", *(written(k, v) for k, v in differs.items())])
