@@ -130,6 +130,7 @@ def replaying(model):
     return recorded
 
 
+@pytest.mark.slow
 @every_script
 def test_a_captured_step_gives_what_the_step_does_on_other_episodes_and_shapes(script, data_dir, monkeypatch):
     config = script.Config(width=8, precision="float32")

@@ -12,7 +12,9 @@ from maml import Config, adapt
 from tests.gradients import a_model, an_episode, assert_gradients_are_those_of_the_loss, gradients_of, hessian
 
 
-@pytest.mark.parametrize("block, steps", [("norm-pool", 1), ("norm-pool", 3), ("pool-norm", 3)])
+@pytest.mark.parametrize(
+    "block, steps", [("norm-pool", 1), pytest.param("norm-pool", 3, marks=pytest.mark.slow), ("pool-norm", 3)]
+)
 def test_meta_gradient_equals_finite_differences_through_the_inner_steps(data_dir, block, steps):
     config = Config(width=4, block=block, inner_steps=steps, inner_rate=0.1)
     model, episode = a_model(maml, config).double(), an_episode(data_dir, torch.float64)
@@ -68,6 +70,7 @@ def test_first_order_is_the_gradient_at_the_adapted_weights_and_another_than_sec
     assert sum((first[k] - second[k]).norm() for k in first) > 0.01 * sum(second[k].norm() for k in first)
 
 
+@pytest.mark.slow
 def test_jacobian_of_one_inner_step_is_identity_minus_alpha_hessian(data_dir):
     """Eq 3, with the Hessian from differences of gradients."""
     config = Config(width=2, inner_rate=0.3)

@@ -122,6 +122,7 @@ def test_accuracy_and_confusion_are_those_of_the_table(train, predicted, data_di
     assert list(map(int, line.split()[2:5])) == taken and sum(taken) == 6
 
 
+@pytest.mark.slow
 def test_a_saved_task_labels_alike_without_the_run_and_its_data(train, predicted, data_dir, tmp_path):
     run = train()
     support = draw(tmp_path / "support", (1, 2, 3), data_dir)

@@ -25,6 +25,7 @@ def plain(rows) -> np.ndarray:
     return np.concatenate([glyphs.looks(character, faces) for _, character, faces in rows])
 
 
+@pytest.mark.slow
 def test_no_training_class_mirrored_or_turned_looks_like_a_class_before_it(four_scripts):
     chosen = glyphs.classes()
     assert len(chosen["val"]) > 20 and len(chosen["train"]) > 20

@@ -246,6 +246,7 @@ def test_the_real_omniglot_has_4112_688_and_1692_classes_of_20(tmp_path):
         assert images.reshape(len(images), -1).max(1).min() > 100 and images.mean() < 40  # ink in each, paper is 0
 
 
+@pytest.mark.slow
 @needs_raw("omniglot")
 def test_the_real_lake_split_has_24_6_and_20_alphabets():
     _, part_of = omniglot.known_characters()
