@@ -13,11 +13,11 @@ from typing import Annotated
 import tyro
 
 from common.command import command, read
-from common.shards import ROOT, UsageError
+from common.shards import UsageError
 from reports import sections
 from reports.page import Page
-from reports.runs import find, shown_tests, shown_trainings, task_name
-from reports.times import Times
+from reports.runs import find, like_for_like, shown_tests, shown_trainings, task_name
+from reports.times import Times, tables_of_times
 
 
 @dataclass
@@ -27,8 +27,9 @@ class Options:
     out: Path
     """The folder for the page, made if it isn't there."""
     like_for_like: tuple[Path, ...] = ()
-    """Folders of runs that differ in the inner loop alone. They get a section of their own, and are in no other."""
-    times: tuple[Path, ...] = tuple(sorted((ROOT / "results" / "benchmarks").glob("steps-*.json")))
+    """Folders of runs that differ in the inner loop alone; those named "alike" in RUNS are found by themselves. They
+    get a section of their own, and are in no other."""
+    times: tuple[Path, ...] = tables_of_times()
     """Tables of `python -m benchmarks.steps`: a step's milliseconds on an idle machine, which minutes are made of."""
     data_dir: Path | None = None
     """The folder that holds the data sets, for pictures of errors; by default the one that each run had."""
@@ -37,7 +38,7 @@ class Options:
 def main() -> None:
     options = read(Options, __doc__.partition("\n\n")[0])
     times = Times(options.times)
-    alike = find(options.like_for_like) if options.like_for_like else []
+    alike = like_for_like(options.runs, options.like_for_like)
     runs = [run for run in find(options.runs) if run.folder not in {other.folder for other in alike}]
     if not runs:
         raise UsageError(f"--like-for-like: has all {len(alike)} runs; name folders that hold others for the page")

@@ -7,7 +7,7 @@ from common.shards import ROOT
 from docs import of_results
 from reports import curves, tables
 from reports.methods import ALGORITHMS, DATASETS
-from reports.runs import Run, Task, find, shown_tests, shown_trainings
+from reports.runs import Run, Task, find, like_for_like, shown_tests, shown_trainings
 from reports.tables import Table
 
 CELLS = tuple((dataset, 5, shots) for dataset in ("omniglot", "miniimagenet") for shots in (1, 5))
@@ -16,7 +16,8 @@ CELLS = tuple((dataset, 5, shots) for dataset in ("omniglot", "miniimagenet") fo
 @functools.cache
 def runs() -> list[Run]:
     """Of the six scripts; those of copied scripts have no place here."""
-    return [run for run in find([ROOT / "results"]) if run.algorithm in ALGORITHMS]
+    aside = {run.folder for run in like_for_like([ROOT / "results"])}
+    return [run for run in find([ROOT / "results"]) if run.algorithm in ALGORITHMS and run.folder not in aside]
 
 
 def trainings(dataset: str) -> dict[str, list[Run]]:
@@ -40,6 +41,14 @@ def table_2() -> str:
 
 def time_to_accuracy(dataset: str) -> str:
     return written(tables.time_to_accuracy(trainings(dataset), of_results.times()))
+
+
+def alike(dataset: str) -> str:
+    """The methods on one network and the same tasks, and in what they still differ."""
+    task: Task = dataset, 5, 1
+    of_task = shown_trainings(like_for_like([ROOT / "results"]))[task]
+    table, said = tables.like_for_like(task, of_task, of_results.times())
+    return f"{written(table)}\n\n{said}"
 
 
 def smoothness(dataset: str) -> str:

@@ -11,7 +11,7 @@ from common.options import flag
 from common.shards import ROOT
 from reports.methods import ALGORITHMS, DATASETS, PAPER, PUBLISHED, THIS_PAPER, Algorithm
 from reports.runs import Run, find
-from reports.times import Times, settled
+from reports.times import Times, settled, tables_of_times
 
 # What an option says has changed since some runs were made: convex_imaml.py's tolerance was of the inner gradient,
 # relative to its start, and is of W. Their commands leave it out.
@@ -68,7 +68,7 @@ def elsewhere(row: Row) -> bool:
 @functools.cache
 def times() -> Times:
     """What a step takes on an idle machine, where that has been measured."""
-    return Times(sorted((ROOT / "results" / "benchmarks").glob("steps-*.json")))
+    return Times(tables_of_times())
 
 
 @functools.cache

@@ -54,6 +54,7 @@ TABLES = {
     "table_2": of_claims.table_2,
     "time-omniglot": lambda: of_claims.time_to_accuracy("omniglot"),
     "time-miniimagenet": lambda: of_claims.time_to_accuracy("miniimagenet"),
+    "alike-omniglot": lambda: of_claims.alike("omniglot"),
     "smoothness-omniglot": lambda: of_claims.smoothness("omniglot"),
     "smoothness-miniimagenet": lambda: of_claims.smoothness("miniimagenet"),
     "meta_steps": of_speed.meta_steps,

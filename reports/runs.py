@@ -74,6 +74,12 @@ class Run:
         return np.array([float(row.get(name, "nan")) for row in self.rows])
 
 
+def like_for_like(folders: Iterable[Path], named: Iterable[Path] = ()) -> list[Run]:
+    """Runs that differ in the inner loop alone: those in folders `alike`, at any depth of these, and in `named`."""
+    inside = [below for folder in folders for below in Path(folder).rglob("alike") if below.is_dir()]
+    return find([*inside, *named]) if inside or named else []
+
+
 def find(folders: Iterable[Path]) -> list[Run]:
     """The runs in folders, or that folders are, in the order of methods, data sets and names. Those with unequal shots
     are left out, and tests with another number of queries than in training: what they ask is something else.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.shards import UsageError
+from common.shards import ROOT, UsageError
 from reports.runs import ASIDE, Run
 
 # Options that don't change what a training step costs.
@@ -21,6 +21,11 @@ FREE = ASIDE | {
 }  # fmt: skip
 # Those of which only whether they are 0 does.
 SWITCHES = {"half_size", "rotate", "zoom", "shift", "rotate_class", "jitter"}
+
+
+def tables_of_times() -> tuple[Path, ...]:
+    """Those in results/, of the scripts' own settings before those of like for like, as some are settings of both."""
+    return tuple(sorted((ROOT / "results" / "benchmarks").glob("steps-*.json"), key=lambda path: path.stem))
 
 
 class Times:

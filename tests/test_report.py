@@ -358,6 +358,10 @@ def test_a_page_of_many_runs_has_a_section_a_task_and_says_what_it_lacks(tmp_pat
     words = [tmp_path / "runs", "--out", tmp_path / "out", "--like-for-like", tmp_path / "alike", "--times"]
     assert make_report(monkeypatch, *words) == 0
     text = (tmp_path / "out" / "report.md").read_text()
+    (tmp_path / "alike").rename(tmp_path / "runs" / "alike")
+    for named in ((), ("--like-for-like", tmp_path / "runs" / "alike")):
+        assert make_report(monkeypatch, tmp_path / "runs", "--out", tmp_path / "again", *named, "--times") == 0
+        assert (tmp_path / "again" / "report.md").read_text() == text, "a folder of that name is found by itself"
     heads = [line for line in text.splitlines() if line.startswith("## ")]
     one, five = "Omniglot, 5-way 1-shot", "Omniglot, 5-way 5-shot"
     assert heads == [
