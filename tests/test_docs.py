@@ -16,6 +16,8 @@ from common.command import parse
 from common.shards import ROOT
 from docs import of_claims, of_results, tables
 from predictions import trained
+from reports.runs import like_for_like, shown_trainings
+from reports.tables import last, minutes_to
 
 PAGES = {name: (ROOT / name).read_text() for name in (*tables.PAGES, "CONTRIBUTING.md")}
 RESULTS = sorted((ROOT / "results").glob("*/result.json"))
@@ -246,6 +248,16 @@ def test_the_citation_names_the_papers_title_and_authors_as_the_readme_does():
     for words in (title, "Khullar", "Srivastava"):
         assert words in citation and words in PAGES["README.md"]
     assert (ROOT / "LICENSE").read_text().splitlines()[2].endswith(re.search(r"- name: (.+)", citation)[1])
+
+
+def test_what_the_readme_says_of_like_for_like_is_what_the_runs_say():
+    runs = shown_trainings(like_for_like([ROOT / "results"]))["omniglot", 5, 1]
+    convex, maml = (runs[name][0] for name in ("convex_imaml", "maml"))
+    ends = " instead of ".join(f"{100 * run.result['test_accuracy']:.1f}" for run in (convex, maml))
+    until = [minutes_to(run, last(maml), of_results.times())[0] for run in (maml, convex)]
+    said = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
+    assert round(until[0] / until[1]) == 5 and "MAML's last accuracy five times as fast" in said
+    assert ends.replace(" instead", " % instead") in said
 
 
 def test_continuous_integration_runs_the_readmes_test_command():
