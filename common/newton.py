@@ -87,8 +87,10 @@ class ProximalHead:
         self.F, self.W0, self.strength, self.method = features, W0, strength, method
         self.Y = F.one_hot(labels, W0.shape[0]).to(features.dtype)  # (T, S, N)
         tenths = torch.arange(21, dtype=features.dtype, device=features.device) / 10
-        # that a line search tries: 0, 0.1, ..., 2, and the powers 1e-2 to 1e-8 for saturated heads
-        self.lengths = torch.cat([tenths, 10.0 ** (-10 * tenths[2:9])])
+        powers = 10.0 ** -torch.arange(2, 17, dtype=features.dtype, device=features.device)
+        # that a line search tries: 0, 0.1, ..., 2, and 1e-2 to 1e-16 for saturated heads, as where the loss is all but
+        # linear Newton's step is g / strength
+        self.lengths = torch.cat([tenths, powers])
         if method == "cholesky":
             self.K = features @ features.mT / strength  # (T, S, S)
             self.eye = torch.eye(features.shape[1], dtype=features.dtype, device=features.device)

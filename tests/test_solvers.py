@@ -208,6 +208,13 @@ def test_newtons_steps_are_few_however_large_the_features_are(scale, dtype):
     assert solution.converged.all() and solution.iterations.max() <= 6
 
 
+def test_saturated_heads_find_a_step_that_helps_however_short_it_must_be():
+    """A head that is sure of a wrong label has a loss without curvature: Newton's step is 1e10 times too long."""
+    features, labels, W0, _ = a_problem(tasks=16, ways=2, shots=2, d=5)
+    solution = newton_head(1000 * features, labels, W0, torch.tensor(1e-6, dtype=torch.float64))
+    assert solution.converged.all()
+
+
 def test_features_that_leave_float32_no_digits_are_solved_in_float64():
     """Without float64 Newton's step is no descent direction here: the solver would stall far from the optimum."""
     features, labels, W0, strength = a_problem(dtype=torch.float32)
