@@ -41,7 +41,7 @@ def main() -> None:
     alike = like_for_like(options.runs, options.like_for_like)
     runs = [run for run in find(options.runs) if run.folder not in {other.folder for other in alike}]
     if not runs:
-        raise UsageError(f"--like-for-like: has all {len(alike)} runs; name folders that hold others for the page")
+        raise UsageError(f"all {len(alike)} runs are like for like; name folders that hold others for the page too")
     shown, tests = shown_trainings(runs), shown_tests(runs)
     one = f"{runs[0].method} on {task_name(runs[0].trained_on)}"
     page = Page("Few-shot meta-learning: the paper's claims and our runs" if len(runs) > 1 else one)

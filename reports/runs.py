@@ -75,8 +75,9 @@ class Run:
 
 
 def like_for_like(folders: Iterable[Path], named: Iterable[Path] = ()) -> list[Run]:
-    """Runs that differ in the inner loop alone: those in folders `alike`, at any depth of these, and in `named`."""
-    inside = [below for folder in folders for below in Path(folder).rglob("alike") if below.is_dir()]
+    """Runs that differ in the inner loop alone: those in folders `alike`, at any depth of these, and in `named`. One in
+    which no training has begun to log counts as none."""
+    inside = [below for folder in folders for below in Path(folder).rglob("alike") if any(below.rglob("log.csv"))]
     return find([*inside, *named]) if inside or named else []
 
 

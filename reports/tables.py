@@ -162,7 +162,7 @@ def like_for_like(task: Task, of_task: dict[str, list[Run]], times: Times) -> tu
 
 
 def differences(runs: list[Run]) -> str:
-    """In which of the options that all have the runs differ, but for the rate."""
+    """In which of the options that all have the runs differ, but for the rate, which has a column of its own."""
     aside = {"learning_rate", "seed", "out", "data_dir", "algorithm", "device"}
     shared = set.intersection(*(set(run.options) for run in runs)) - aside
     differing = []
@@ -173,7 +173,7 @@ def differences(runs: list[Run]) -> str:
         if len(values) > 1:
             least = min(values.items(), key=lambda item: len(item[1]))
             differing.append(f"--{name.replace('_', '-')} ({', '.join(least[1])}: {least[0]})")
-    return f"Beside the rate they differ in {', '.join(differing)}." if differing else "They differ in the rate alone."
+    return f"Of the options that all have, beside the rate, they differ in {', '.join(differing) or 'none'}."
 
 
 def not_run(runs: list[Run]) -> str:

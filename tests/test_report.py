@@ -19,7 +19,7 @@ import report
 from common.command import command as run_command
 from common.shards import UsageError
 from reports import curves, drawing, errors, smoothness, tables
-from reports.runs import find, shown_tests, shown_trainings
+from reports.runs import find, like_for_like, shown_tests, shown_trainings
 from reports.times import Times, half_steps
 from tests.conftest import write_set
 from tests.runs import SMALL
@@ -125,7 +125,7 @@ def test_what_is_no_run_is_one_line(tmp_path, monkeypatch, capsys):
     assert said.count("\n") == 1 and "--out" in said
     run = write_run(tmp_path / "run")
     assert make_report(monkeypatch, tmp_path, run, "--like-for-like", run, "--out", tmp_path / "out") == 2
-    assert "--like-for-like: has all 1 runs; name folders that hold others" in capsys.readouterr().err
+    assert "all 1 runs are like for like; name folders that hold others" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert make_report(monkeypatch, tmp_path, run, "--out", tmp_path / "file" / "out") == 2
     assert "file is a file, expected a folder or a new name" in capsys.readouterr().err
@@ -236,6 +236,8 @@ def test_like_for_like_says_in_which_options_runs_still_differ(tmp_path):
     shown = shown_trainings(find([tmp_path]))["omniglot", 5, 1]
     table, said = tables.like_for_like(("omniglot", 5, 1), shown, Times([]))
     assert "--eval-every (" in said and "--tasks" not in said and "--learning-rate" not in said
+    maml = shown["maml"][0]
+    assert tables.differences([maml, maml]) == "Of the options that all have, beside the rate, they differ in none."
     said = tables.not_run([group[0] for group in shown.values()])
     assert said == "Not run: Convex MAML, iMAML, Reptile, CAVIA. " and tables.not_run(shown["maml"]) == ""
     assert [row[-1] for row in table.rows] == ["0.001", "0.01"]
@@ -347,6 +349,16 @@ def test_a_page_of_one_run_holds_its_pictures_and_what_its_files_say(command, tm
             line = f"| {name} | {right[true == c].mean():.3f} | {(true == c).sum()} |"
             assert line in text, line
             assert line.strip("| ").replace(" | ", "</td><td>") in page
+
+
+def test_runs_in_folders_alike_are_like_for_like_once_they_log(tmp_path):
+    write_run(tmp_path / "runs" / "maml")
+    begun = tmp_path / "runs" / "alike" / "cavia"
+    begun.mkdir(parents=True)
+    (begun / "config.json").write_text("{}")
+    assert like_for_like([tmp_path]) == []
+    alike = [write_run(begun.parent / name, name) for name in ("convex_imaml", "maml")]
+    assert [run.folder for run in like_for_like([tmp_path])] == alike
 
 
 @pytest.mark.slow
