@@ -6,7 +6,7 @@ step as maml.py has for the data set, no augmentation and one view. What belongs
 strength) is each script's own; the outer rate is chosen for each on validation, over seeds, in short trainings.
 
     python -m benchmarks.alike --dataset omniglot --steps 5000
-    python report.py results --like-for-like runs/alike --out report
+    python report.py runs results --out report
 
 Trainings go to RUNS/SCRIPT-DATASET, the rates' tables to OUT. Given again, the command goes on where it was stopped.
 `python -m benchmarks.steps --alike` measures what a step of these settings takes.

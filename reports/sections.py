@@ -55,7 +55,7 @@ def like_for_like(page: Page, runs: list[Run], times: Times) -> None:
     page.heading("Like for like")
     page.say(
         "The methods' settings differ in more than the inner loop. These runs have one network, the same disjoint "
-        "tasks, as many images a step, no augmentation and one view of a test image: what convexity alone brings."
+        "tasks, as many images a step, no augmentation and one view of a test image: what the inner loop alone brings."
     )
     for task, of_task in shown_trainings(runs).items():
         of_task = {algorithm: [run for run in group if run.result] for algorithm, group in of_task.items()}
