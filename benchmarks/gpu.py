@@ -142,7 +142,7 @@ def measure(
             step()  # which records it, where it can be
             row["repeats"] = max(1, min(options.repeats, int(0.25 / seconds_of(step, device))))
         except (UsageError, ImportError, RuntimeError) if peer else (UsageError, torch.cuda.OutOfMemoryError) as error:
-            step, row["error"] = None, str(error).splitlines()[0]
+            step, row["error"] = None, str(error).partition("\n")[0]
         steps.append(step)
         rows.append(row | {"seconds": []})
     for turn in range(options.turns + 1):
