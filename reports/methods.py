@@ -108,3 +108,8 @@ PUBLISHED = [
     Published("miniimagenet", "FEAT, pre-trained", 55.2, 71.6, "inductive", "64", "1", "Ye et al. 2020"),
     Published("miniimagenet", "IEPT, pre-trained", 56.3, 73.9, "inductive", "64", "4", "Zhang et al. 2021"),
 ]
+
+
+def as_published(options: dict) -> bool:
+    """Whether a run with these options is of the method that its name stands for, not of one with learned rates."""
+    return options.get("learn_rates", "no") == "no"
