@@ -58,6 +58,7 @@ class Options:
     seconds: float = 30.0
     """of each script's training on Omniglot"""
     train_precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of these trainings"""
     eval_every: int = 200
     """steps between validations in it"""
     out: Path | None = None
@@ -218,6 +219,7 @@ def accuracy(options: Options) -> None:
 
 
 def trained_row(name: str, options: Options) -> dict:
+    """What a script's training reached and when, or its `error`."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["--dataset", "omniglot", "--data-dir", options.data_dir, "--device", options.device]
         words += ["--minutes", options.seconds / 60, "--eval-every", options.eval_every, "--val-episodes", 500]

@@ -43,8 +43,8 @@ def newton_head(
     Once the meta-gradient has gone through, statistics() tells of u too: `gradient_error`, the largest that its error
     can be, relative to |u|, and `gradient_converged`, whether that is at most GRADIENT_TOLERANCE.
 
-    Newton's method, each step as long as lowers G most: a full one overshoots on real features, and that takes half as
-    many steps again. `method` says how its linear systems are solved: "cholesky" in sample space, where grad G = 0 puts
+    Newton's method, each step as long as lowers G most: full ones overshoot on real features, and without a search
+    they diverge. `method` says how its linear systems are solved: "cholesky" in sample space, where grad G = 0 puts
     W* - W0 into the span of the S features, so that N + 1 matrices of S x S are factored, whatever d is; "cg" with
     Hessian-vector products; "auto" picks "cg" where S > LARGEST_FACTOR. Where float32 doesn't converge, as when the
     features' Gram matrix is 1e6 times the strength, the batch is solved again in float64.

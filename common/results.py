@@ -51,8 +51,7 @@ def report(run: Run, model: nn.Module, inductive: dict, transductive: dict) -> N
         "parameters": sum(p.numel() for p in model.parameters()), "device": str(run.device), "seed": c.seed,
         "val_accuracy": val_accuracy, "val_ci95": val_ci95, "width": c.width, "block": c.block,
         "views": getattr(c, "views", 1), "test_inner_steps": getattr(c, "test_inner_steps", None),
-        "precision": c.precision,
-        "processor": meters.hardware(run.device)["processor"],
+        "precision": c.precision, "processor": meters.hardware(run.device)["processor"],
     }  # fmt: skip
     write_whole(run.folder / "result.json", json.dumps(result, indent=1))
     arrays = io.BytesIO()
