@@ -16,7 +16,7 @@ from common.command import command, read
 from common.shards import UsageError
 from reports import sections
 from reports.page import Page
-from reports.runs import find, like_for_like, shown_tests, shown_trainings, task_name
+from reports.runs import apart, shown_tests, shown_trainings, task_name
 from reports.times import Times, tables_of_times
 
 
@@ -38,8 +38,7 @@ class Options:
 def main() -> None:
     options = read(Options, __doc__.partition("\n\n")[0])
     times = Times(options.times)
-    alike = like_for_like(options.runs, options.like_for_like)
-    runs = [run for run in find(options.runs) if run.folder not in {other.folder for other in alike}]
+    runs, alike = apart(options.runs, options.like_for_like)
     if not runs:
         raise UsageError(f"all {len(alike)} runs are like for like; name folders that hold others for the page too")
     shown, tests = shown_trainings(runs), shown_tests(runs)
@@ -48,7 +47,7 @@ def main() -> None:
     commits = sorted({str(run.config["commit"])[:10] for run in runs})
     page.say(
         f"Made of {len(runs)} run folders, of commits {', '.join(commits)}. Where a method has several trainings for a "
-        "task, the one with the highest validation accuracy is shown."
+        "task, the one with the highest validation accuracy is shown, of those as published where there are some."
     )
     if tests:
         sections.table_2(page, tests, times)

@@ -6,8 +6,8 @@ from benchmarks import markdown
 from common.shards import ROOT
 from docs import of_results
 from reports import curves, tables
-from reports.methods import ALGORITHMS, DATASETS, as_published
-from reports.runs import Run, Task, find, like_for_like, shown_tests, shown_trainings
+from reports.methods import ALGORITHMS, DATASETS
+from reports.runs import Run, Task, apart, like_for_like, shown_tests, shown_trainings
 from reports.tables import Table
 
 CELLS = tuple((dataset, 5, shots) for dataset in ("omniglot", "miniimagenet") for shots in (1, 5))
@@ -15,10 +15,9 @@ CELLS = tuple((dataset, 5, shots) for dataset in ("omniglot", "miniimagenet") fo
 
 @functools.cache
 def runs() -> list[Run]:
-    """Of the six scripts, as published; those of copied scripts have no place here."""
-    aside = {run.folder for run in like_for_like([ROOT / "results"])}
-    found = [run for run in find([ROOT / "results"]) if run.algorithm in ALGORITHMS and run.folder not in aside]
-    return [run for run in found if as_published(run.options)]
+    """Of the six scripts; those of copied scripts have no place here."""
+    found, _ = apart([ROOT / "results"])
+    return [run for run in found if run.algorithm in ALGORITHMS]
 
 
 def trainings(dataset: str) -> dict[str, list[Run]]:

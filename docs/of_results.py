@@ -9,7 +9,7 @@ from typing import NamedTuple
 from benchmarks import markdown
 from common.options import flag
 from common.shards import ROOT
-from reports.methods import ALGORITHMS, DATASETS, PAPER, PUBLISHED, THIS_PAPER, Algorithm, as_published
+from reports.methods import ALGORITHMS, DATASETS, PAPER, PUBLISHED, THIS_PAPER, Algorithm, as_published, method_of
 from reports.runs import Run, find
 from reports.times import Times, settled, tables_of_times
 
@@ -210,8 +210,9 @@ def beside_published(dataset: str) -> str:
             five = tested_again(row, 5, 5)
             for query, kind in (("inductive", ""), ("transductive", "_transductive")):
                 cells = [per_cent(row, kind), per_cent(five, kind), query, *how, spent]
-                named = method if as_published(row.config["options"]) else f"{method}, learned rates"
-                lines.append([named, f"**ours**, [{row.name}](../results/{row.name})", *cells])
+                lines.append(
+                    [method_of(row.config["options"]), f"**ours**, [{row.name}](../results/{row.name})", *cells]
+                )
         for p in PUBLISHED:
             if (p.dataset, p.method) == (dataset, method):
                 figures = ["" if value is None else str(value) for value in (p.one_shot, p.five_shot)]

@@ -111,5 +111,12 @@ PUBLISHED = [
 
 
 def as_published(options: dict) -> bool:
-    """Whether a run with these options is of the method that its name stands for, not of one with learned rates."""
+    """Whether a run with these options is of the method that its script is named after, without learned rates."""
     return options.get("learn_rates", "no") == "no"
+
+
+def method_of(options: dict) -> str:
+    """A run's method for people; a copied script's is its own name."""
+    script = options["algorithm"]
+    name = ALGORITHMS[script].name if script in ALGORITHMS else script
+    return name if as_published(options) else f"{name}, learned rates"

@@ -9,7 +9,7 @@ import numpy as np
 
 from common import log
 from common.shards import UsageError
-from reports.methods import ALGORITHMS, DATASETS
+from reports.methods import ALGORITHMS, DATASETS, as_published, method_of
 
 # Options that say nothing of how a run was trained. Runs that differ in no others are one, with other seeds.
 ASIDE = {
@@ -44,8 +44,7 @@ class Run:
 
     @property
     def method(self) -> str:
-        """The algorithm's name for people; a copied script's is its own."""
-        return ALGORITHMS[self.algorithm].name if self.algorithm in ALGORITHMS else self.algorithm
+        return method_of(self.options)
 
     @property
     def trained_on(self) -> Task:
@@ -79,6 +78,13 @@ def like_for_like(folders: Iterable[Path], named: Iterable[Path] = ()) -> list[R
     which no training has begun to log counts as none."""
     inside = [below for folder in folders for below in Path(folder).rglob("alike") if any(below.rglob("log.csv"))]
     return find([*inside, *named]) if inside or named else []
+
+
+def apart(folders: Iterable[Path], named: Iterable[Path] = ()) -> tuple[list[Run], list[Run]]:
+    """(the runs in folders that aren't like for like, those that are)."""
+    alike = like_for_like(folders, named)
+    aside = {run.folder for run in alike}
+    return [run for run in find(folders) if run.folder not in aside], alike
 
 
 def find(folders: Iterable[Path]) -> list[Run]:
@@ -123,19 +129,20 @@ def in_order(tasks: Iterable[Task]) -> list[Task]:
 def shown_trainings(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
     """Of every task and algorithm the training that is shown, as its runs by seed.
 
-    Where there are several the one with the highest validation accuracy, the mean of its seeds' best; the test decides
-    nothing.
+    Where there are several, of the method as published before others, the one with the highest validation accuracy, the
+    mean of its seeds' best; the test decides nothing.
     """
     shown: dict[Task, dict[str, list[Run]]] = {task: {} for task in in_order(run.trained_on for run in runs)}
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         if np.isfinite(run.column("val_accuracy")).any():
             groups.setdefault((run.trained_on, run.algorithm, run.alike), []).append(run)
-    best: dict[tuple, float] = {}
+    best: dict[tuple, tuple[bool, float]] = {}
     for (task, algorithm, _), group in groups.items():
         reached = float(np.mean([np.nanmax(run.column("val_accuracy")) for run in group]))
-        if reached > best.get((task, algorithm), -1):
-            best[task, algorithm] = reached
+        rank = as_published(group[0].options), reached
+        if (task, algorithm) not in best or rank > best[task, algorithm]:
+            best[task, algorithm] = rank
             shown[task][algorithm] = sorted(group, key=lambda run: run.seed)
     return {task: of_task for task, of_task in shown.items() if of_task}
 

@@ -96,6 +96,15 @@ def test_of_several_trainings_the_best_on_validation_is_shown_with_all_its_seeds
     assert list(shown) == [("omniglot", 5, 1), ("omniglot", 5, 5)]
 
 
+def test_a_method_with_learned_rates_has_a_name_of_its_own_and_is_shown_where_it_isnt_there_as_published(tmp_path):
+    write_run(tmp_path / "learned", accuracies=(0.8, 0.9), learn_rates="layer")
+    (run,) = shown_trainings(find([tmp_path]))["omniglot", 5, 1]["maml"]
+    assert run.method == "MAML, learned rates"
+    write_run(tmp_path / "plain", accuracies=(0.5, 0.6))
+    (run,) = shown_trainings(find([tmp_path]))["omniglot", 5, 1]["maml"]
+    assert (run.name, run.method) == ("plain", "MAML")
+
+
 def test_a_cell_without_a_training_of_its_own_has_the_test_of_the_shown_one(tmp_path):
     run = write_run(tmp_path / "run")
     worse = write_run(tmp_path / "worse", accuracies=(0.1, 0.2), width=8)
