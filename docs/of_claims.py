@@ -46,8 +46,8 @@ def time_to_accuracy(dataset: str) -> str:
 def alike(dataset: str) -> str:
     """The methods on one network and the same tasks, and in what they still differ."""
     task: Task = dataset, 5, 1
-    of_task = shown_trainings(like_for_like([ROOT / "results"]))[task]
-    table, said = tables.like_for_like(task, of_task, of_results.times())
+    runs = like_for_like([ROOT / "results"])
+    table, said = tables.like_for_like(task, shown_trainings(runs)[task], of_results.times().together(runs))
     return f"{written(table)}\n\n{said}"
 
 

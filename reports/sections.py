@@ -52,6 +52,7 @@ def table_2(page: Page, tests: dict[Task, dict[str, list[Run]]], times: Times) -
 
 
 def like_for_like(page: Page, runs: list[Run], times: Times) -> None:
+    times = times.together(runs)
     page.heading("Like for like")
     page.say(
         "The methods' settings differ in more than the inner loop. These runs have one network, the same disjoint "

@@ -4,6 +4,7 @@ Trainings may share a machine with other work, or run on several, so their own c
 `python -m benchmarks.steps` writes has the milliseconds of all methods, measured in turns on one idle machine.
 """
 
+import copy
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +25,7 @@ SWITCHES = {"half_size", "rotate", "zoom", "shift", "rotate_class", "jitter"}
 
 
 def tables_of_times() -> tuple[Path, ...]:
-    """Those in results/, of the scripts' own settings before those of like for like, as some are settings of both."""
+    """Those in results/, of the scripts' own settings before those of like for like."""
     return tuple(sorted((ROOT / "results" / "benchmarks").glob("steps-*.json"), key=lambda path: path.stem))
 
 
@@ -32,7 +33,7 @@ class Times:
     """Rows of one or several tables of benchmarks/steps.py, all of one machine."""
 
     def __init__(self, tables: Iterable[Path]):
-        self.rows: list[dict] = []
+        self.tables: list[list[dict]] = []
         self.machine = ""
         for path in tables:
             try:
@@ -45,16 +46,27 @@ class Times:
                 raise UsageError(
                     f"{path} was measured on {machine}, expected {self.machine} as the others; leave it out"
                 )
-            self.rows, self.machine = self.rows + rows, machine
+            self.tables.append(rows)
+            self.machine = machine
+
+    @property
+    def rows(self) -> list[dict]:
+        return [row for table in self.tables for row in table]
 
     def row(self, run: Run) -> dict | None:
-        """The line of the table that has the run's algorithm, task, precision and every option that a step's cost
-        depends on."""
-        for row in self.rows:
-            same = (row["algorithm"], row["is"]) == (run.algorithm, run.config["precision"])
-            if same and same_cost(row["options"], run.options):
-                return row
-        return None
+        """The first line that is of a run like this."""
+        return next((row for row in self.rows if is_of(row, run)), None)
+
+    def together(self, runs: list[Run]) -> "Times":
+        """The same, but where several tables have a run's line, that of the table which has most of these runs: they
+        were measured in turns."""
+
+        def has(table: list[dict]) -> int:
+            return sum(any(is_of(row, run) for row in table) for run in runs)
+
+        ordered = copy.copy(self)
+        ordered.tables = sorted(self.tables, key=has, reverse=True)
+        return ordered
 
     def minutes(self, run: Run, steps: np.ndarray) -> np.ndarray:
         """Of training until these steps. By the run's own clock where the table has no line for it."""
@@ -91,6 +103,12 @@ class Times:
         others = f" Those of the others are {idle}." if measured else ""
         slowed = "which other work may have slowed"
         return f"Minutes are by the clock of each run's own machine, {slowed}, for {names}.{others}"
+
+
+def is_of(row: dict, run: Run) -> bool:
+    """Whether a line is of the run's algorithm, precision, task and every option that a step's cost depends on."""
+    same = (row["algorithm"], row["is"]) == (run.algorithm, run.config["precision"])
+    return same and same_cost(row["options"], run.options)
 
 
 def seconds_until(steps: np.ndarray | float, halved: float, row: dict) -> np.ndarray | float:

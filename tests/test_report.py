@@ -175,6 +175,16 @@ def test_what_changes_no_steps_cost_finds_the_tables_row(tmp_path):
     assert times.row(find([write_run(tmp_path / "zoomed", zoom=0.1)])[0])["ms"] == 30
 
 
+def test_runs_that_are_compared_have_their_times_from_the_table_that_has_most_of_them(tmp_path):
+    write_run(tmp_path / "a", "imaml")
+    write_run(tmp_path / "b", "maml", tasks=5)
+    own = write_times(tmp_path / "own.json", ("imaml", 400.0, None, {}), ("maml", 30.0, None, {}))
+    alike = write_times(tmp_path / "alike.json", ("imaml", 500.0, None, {}), ("maml", 40.0, None, {"tasks": 5}))
+    times, runs = Times([own, alike]), find([tmp_path])
+    assert [times.row(run)["ms"] for run in runs] == [40, 400]
+    assert [times.together(runs).row(run)["ms"] for run in runs] == [40, 500]
+
+
 def test_steps_on_images_of_half_the_side_count_with_their_own_time(tmp_path):
     run = find([write_run(tmp_path / "run", "convex_imaml", half_size=0.5)])[0]  # 150 of 300 steps
     times = Times([write_times(tmp_path / "steps.json", ("convex_imaml", 60.0, 20.0, {"half_size": 0.5}))])
