@@ -17,11 +17,10 @@ from types import ModuleType
 from unittest import mock
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from common import meters
-from common.command import command
+from common.command import command, read
 from common.episodes import EpisodeLoader
 from common.options import Options
 from common.ranks import MeanOverBatches
@@ -49,7 +48,7 @@ def start(main: Callable, options: type) -> None:
     """Run a command's main with what the command line says; a UsageError is one line and exit status 2. --help begins
     with the first paragraph of the module's docstring."""
     about = sys.modules[options.__module__].__doc__.partition("\n\n")[0]
-    command(lambda: main(tyro.cli(options, description=about)))
+    command(lambda: main(read(options, about)))
 
 
 def settings(name: str, dataset: str, **options) -> tuple[ModuleType, Options]:

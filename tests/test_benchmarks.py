@@ -66,6 +66,13 @@ def test_the_largest_costs_of_a_step_are_named(data_dir, tmp_path):
         assert any("conv" in name for name, _, _ in row["operations"])
 
 
+def test_a_wrong_word_of_a_benchmark_is_one_line(in_this_process, capfd):
+    with pytest.raises(SystemExit) as stop:
+        in_this_process("heads", ["--repeat", "3"])
+    said = capfd.readouterr().err
+    assert stop.value.code == 2 and "--repeat" in said and said.startswith("error: ") and said.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_the_heads_time_grows_by_an_exponent_that_is_fitted(tmp_path):
     benchmark("heads", tmp_path, "--repeats 1 --most 64")
