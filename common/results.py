@@ -62,9 +62,10 @@ def report(run: Run, model: nn.Module, inductive: dict, transductive: dict) -> N
         title = f"{run.script.stem}, {c.dataset} {c.ways}-way {c.shots}-shot"
         write_whole(run.folder / "curves.png", curves(rows, title))
     print(f"run folder {run.folder}")
+    trained = "trained for " if c.evaluate else ""
     print(
         f"test {accuracy:.4f} ± {ci95:.4f} (95 % CI, {result['test_episodes']} episodes, inductive) · "
-        f"{run.seconds:.0f} s · {result['peak_mib']:.0f} MiB"
+        f"{trained}{run.seconds:.0f} s · {result['peak_mib']:.0f} MiB"
     )
 
 
