@@ -134,6 +134,12 @@ class Options:
     """Print the value of every option that this command would run with, and where it comes from, and stop."""
 
 
+def of_tests(config_type: type[Options]) -> list[str]:
+    """A script's own options that a test may have otherwise than the training."""
+    shared = {field.name for field in dataclasses.fields(Options)}
+    return [f.name for f in dataclasses.fields(config_type) if f.name not in shared and f.metadata.get("at_test")]
+
+
 def fixed_ways(config: Options) -> int:
     """--ways, for a model that has a weight for each class and feature. Raises UsageError where training tasks have
     another number of classes, images of another size, or other features than tests."""

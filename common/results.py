@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from common import meters, ranks
 from common.episodes import Episode
 from common.folder import write_whole
+from common.options import of_tests
 from common.run import Run
 
 
@@ -50,8 +51,8 @@ def report(run: Run, model: nn.Module, inductive: dict, transductive: dict) -> N
         "peak_mib": max([meters.peak_mib(run.device), *peaks]),
         "parameters": sum(p.numel() for p in model.parameters()), "device": str(run.device), "seed": c.seed,
         "val_accuracy": val_accuracy, "val_ci95": val_ci95, "width": c.width, "block": c.block,
-        "views": getattr(c, "views", 1), "test_inner_steps": getattr(c, "test_inner_steps", None),
-        "precision": c.precision, "processor": meters.hardware(run.device)["processor"],
+        "views": 1, "precision": c.precision, "processor": meters.hardware(run.device)["processor"],
+        **{name: getattr(c, name) for name in of_tests(type(c))},
     }  # fmt: skip
     write_whole(run.folder / "result.json", json.dumps(result, indent=1))
     arrays = io.BytesIO()

@@ -7,7 +7,7 @@ import json
 from typing import NamedTuple
 
 from benchmarks import markdown
-from common.options import flag
+from common.options import flag, of_tests
 from common.shards import ROOT
 from reports.methods import ALGORITHMS, DATASETS, PAPER, PUBLISHED, THIS_PAPER, Algorithm, as_published, method_of
 from reports.runs import Run, find
@@ -108,11 +108,8 @@ def command(row: Row) -> str:
     then = plain | {k: v for k, v in row.config["options"].items() if k in plain}  # a newer option had its default
     if row.name != row.trained:
         differs = {k: row.result[k] for k in ("dataset", "ways", "shots", "seed") if row.result[k] != then[k]}
-        if row.views != then.get("views", 1):
-            differs["views"] = row.views
-        steps = row.result.get("test_inner_steps")  # of a test from before it was told: as in training's own
-        if steps not in (None, then.get("test_inner_steps")):
-            differs["test_inner_steps"] = steps
+        told = [name for name in of_tests(script.Config) if name in row.result]  # a test from before it told has none
+        differs |= {name: row.result[name] for name in told if row.result[name] not in (None, then[name])}
         released = (ROOT / "results" / row.trained / "checkpoint.pt").exists()
         folder = f"results/{row.trained}" if released else folder
         return " ".join([f"{started} --evaluate {folder}", *(written(k, v) for k, v in differs.items())])

@@ -19,6 +19,7 @@ import reptile
 from common import command as command_line
 from common import log, meters
 from common.episodes import EpisodeLoader
+from common.options import of_tests
 from common.ranks import MeanOverBatches
 from common.run import Run
 from common.shards import ROOT
@@ -66,6 +67,7 @@ def test_a_run_leaves_files_that_agree_with_each_other_and_with_what_it_printed(
     assert result["test_accuracy"] > 0.2 + 2 * result["test_ci95"]
     promised = "algorithm dataset ways shots test_accuracy_transductive test_ci95_transductive steps train_seconds "
     assert set((promised + "step_ms peak_mib parameters device seed").split()) <= set(result)
+    assert all(result[name] == config["options"][name] for name in of_tests(script.Config))
     assert (result["algorithm"], result["steps"], result["seed"]) == (name, 120, 3)
     printed = capsys.readouterr().out.strip().splitlines()[-1]
     assert printed.startswith(

@@ -13,6 +13,7 @@ import torch
 
 from common import meters
 from common.command import parse
+from common.options import of_tests
 from common.shards import ROOT
 from docs import of_claims, of_results, tables
 from predictions import trained
@@ -96,8 +97,8 @@ def test_an_evaluations_command_means_what_was_tested(path, monkeypatch, tmp_pat
     for name in ("dataset", "ways", "shots", "seed", "width"):
         assert getattr(config, name) == result[name]
     assert getattr(config, "views", 1) == result.get("views", 1)
-    steps = getattr(config, "test_inner_steps", None)
-    assert steps == result.get("test_inner_steps", steps)
+    for name in set(of_tests(script.Config)) & set(result):
+        assert result[name] in (None, getattr(config, name))
     for name in ("algorithm", "steps", "train_seconds", "val_accuracy"):  # of the same run
         assert result[name] == trained[name]
 
