@@ -48,8 +48,8 @@ class Config(Options):
 SETTINGS = {
     "glyphs": dict(steps=1200, tasks=8, train_queries=5, keep_border=True),
     "omniglot": dict(steps=12_000, tasks=8, train_queries=5, keep_border=True),
-    "miniimagenet": dict(steps=8600, tasks=16, train_queries=5, width=32, flip=True, eval_every=250),
-    "other": dict(steps=4300, tasks=16, train_queries=5, width=32, flip=True),
+    "miniimagenet": dict(steps=6200, tasks=16, train_queries=5, width=32, flip=True, eval_every=500),
+    "other": dict(steps=3100, tasks=16, train_queries=5, width=32, flip=True),
 }
 
 

@@ -58,9 +58,9 @@ SETTINGS = {
     "glyphs": dict(steps=1200, tasks=5, train_shots=10, train_queries=1, keep_border=True),
     "omniglot": dict(steps=12_400, tasks=5, train_shots=10, train_queries=1, keep_border=True, eval_every=1000),
     "miniimagenet": dict(
-        steps=9000, tasks=5, train_shots=15, train_queries=1, inner_steps=8, width=32, flip=True, eval_every=250,
+        steps=5500, tasks=5, train_shots=15, train_queries=1, inner_steps=8, width=32, flip=True, eval_every=500,
     ),
-    "other": dict(steps=4500, tasks=5, train_shots=15, train_queries=1, inner_steps=8, width=32, flip=True),
+    "other": dict(steps=2700, tasks=5, train_shots=15, train_queries=1, inner_steps=8, width=32, flip=True),
 }  # fmt: skip
 
 
