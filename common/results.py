@@ -51,7 +51,8 @@ def report(run: Run, model: nn.Module, inductive: dict, transductive: dict) -> N
         "peak_mib": max([meters.peak_mib(run.device), *peaks]),
         "parameters": sum(p.numel() for p in model.parameters()), "device": str(run.device), "seed": c.seed,
         "val_accuracy": val_accuracy, "val_ci95": val_ci95, "width": c.width, "block": c.block,
-        "views": 1, "precision": c.precision, "processor": meters.hardware(run.device)["processor"],
+        "views": getattr(c, "views", 1), "precision": c.precision,
+        "processor": meters.hardware(run.device)["processor"],
         **{name: getattr(c, name) for name in of_tests(type(c))},
     }  # fmt: skip
     write_whole(run.folder / "result.json", json.dumps(result, indent=1))
