@@ -1,33 +1,24 @@
 """Tables and pictures of the paper's claims, from the runs in results/ that report.py would show."""
 
-import functools
-
 from benchmarks import markdown
 from common.shards import ROOT
 from docs import of_results
 from reports import curves, tables
 from reports.methods import ALGORITHMS, DATASETS
-from reports.runs import Run, Task, apart, like_for_like, shown_tests, shown_trainings
+from reports.runs import Run, Task, like_for_like, shown_tests, shown_trainings
 from reports.tables import Table
 
 CELLS = tuple((dataset, 5, shots) for dataset in ("omniglot", "miniimagenet") for shots in (1, 5))
 
 
-@functools.cache
-def runs() -> list[Run]:
-    """Of the six scripts; those of copied scripts have no place here."""
-    found, _ = apart([ROOT / "results"])
-    return [run for run in found if run.algorithm in ALGORITHMS]
-
-
 def trainings(dataset: str) -> dict[str, list[Run]]:
     """Of each algorithm that was trained for 5 ways and 1 shot, by seed."""
-    return shown_trainings(runs())[dataset, 5, 1]
+    return shown_trainings(of_results.runs())[dataset, 5, 1]
 
 
 def table_2() -> str:
     """Inductive accuracy of every cell of the paper's Table 2, and in brackets the paper's number."""
-    tests = shown_tests(runs())
+    tests = shown_tests(of_results.runs())
     lines = []
     for script, algorithm in ALGORITHMS.items():
         cells = []

@@ -84,8 +84,7 @@ def validations() -> dict[str, dict[str, tuple[list[float], list[float]]]]:
     for dataset in ("omniglot", "miniimagenet"):
         lines[dataset] = {}
         for script in ALGORITHMS:
-            if row := of_results.best(script, dataset):
-                run = of_results.trained(row.name)
+            if run := of_results.best(script, dataset):
                 steps, accuracy = curves.line(run, "val_accuracy", of_results.times())
                 minutes = of_results.times().minutes(run, steps)
                 lines[dataset][script] = minutes.round(4).tolist(), (100 * accuracy).round(4).tolist()

@@ -29,6 +29,13 @@ class Run:
     """empty while it trains"""
     rows: list[dict[str, str]] = field(default_factory=list)
     """of log.csv"""
+    again: Path | None = None
+    """the folder of the training that this tests again, unless it is a training"""
+
+    @property
+    def training(self) -> Path:
+        """The folder of the training."""
+        return self.again or self.folder
 
     @property
     def name(self) -> str:
@@ -88,14 +95,19 @@ def apart(folders: Iterable[Path], named: Iterable[Path] = ()) -> tuple[list[Run
 
 
 def find(folders: Iterable[Path]) -> list[Run]:
-    """The runs in folders, or that folders are, in the order of methods, data sets and names. Those with unequal shots
-    are left out, and tests with another number of queries than in training: what they ask is something else.
+    """The runs in folders, or that folders are, in the order of methods, data sets and names. Hidden folders are left
+    out; so are runs with unequal shots, and tests with another number of queries than in training: what they ask is
+    something else.
 
     Raises UsageError where there are none, or where a test's training isn't there.
     """
     folders = [Path(folder) for folder in folders]
     there = {
-        file.parent for folder in folders for name in ("config.json", "result.json") for file in folder.rglob(name)
+        file.parent
+        for folder in folders
+        for name in ("config.json", "result.json")
+        for file in folder.rglob(name)
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
     }
     trained = {folder: _read(folder / "config.json") for folder in there if _is_training(folder)}
     runs = []
@@ -104,9 +116,10 @@ def find(folders: Iterable[Path]) -> list[Run]:
         if folder in trained:
             runs.append(Run(folder, trained[folder], result, _rows(folder / "log.csv", result)))
         elif result:
-            config = _config_of_test(folder, trained)
+            again = _training_of(folder, trained)
+            config = trained[again] if again else _own_config(folder)
             if not _asks_otherwise(folder, config):
-                runs.append(Run(folder, config, result))
+                runs.append(Run(folder, config, result, again=again))
     runs = [run for run in runs if not run.options.get("unequal_shots")]
     if not runs:
         names = ", ".join(map(str, folders)) or "no folder is named"
@@ -191,13 +204,16 @@ def _is_training(folder: Path) -> bool:
     return (folder / "config.json").exists() and (folder / "log.csv").exists()
 
 
-def _config_of_test(folder: Path, trained: dict[Path, dict]) -> dict:
+def _training_of(folder: Path, trained: Iterable[Path]) -> Path | None:
     """A test's training is the folder that it lies in, or whose name begins its own."""
     mine = [
         t for t in trained if t == folder.parent or (t.parent == folder.parent and folder.name.startswith(f"{t.name}-"))
     ]
-    if mine:
-        return trained[max(mine, key=lambda t: len(str(t)))]
+    return max(mine, key=lambda t: len(str(t)), default=None)
+
+
+def _own_config(folder: Path) -> dict:
+    """Of a test whose training isn't there."""
     if (folder / "config.json").exists():
         return _read(folder / "config.json")
     raise UsageError(f"{folder} is a test without its training; name the folder of the run that was tested too")

@@ -132,8 +132,7 @@ def copy(tmp_path, monkeypatch):
 
 def forget():
     """What was read of results/."""
-    of_results.rows.cache_clear()
-    of_claims.runs.cache_clear()
+    of_results.runs.cache_clear()
 
 
 def test_a_changed_figure_is_named_as_stale_and_written_anew(copy, monkeypatch):
@@ -185,7 +184,7 @@ def test_runs_in_the_picture_are_of_a_cpu_and_their_minutes_those_of_two_cores()
     assert len(runs) >= 6 and "2 threads" in of_results.times().machine
     for run in runs:
         assert run.config["hardware"]["device"] == "cpu"
-        assert run.config["hardware"]["threads"] == 2 or of_results.times().row(of_results.trained(run.name)), run.name
+        assert run.config["hardware"]["threads"] == 2 or of_results.times().row(run), run.name
 
 
 # Prose

@@ -126,6 +126,13 @@ def test_what_asks_something_else_than_a_balanced_test_is_left_out(tmp_path):
     assert [run.name for run in find([tmp_path])] == ["run", "test-same"]
 
 
+def test_hidden_folders_such_as_a_release_in_the_making_are_left_out(tmp_path):
+    write_run(tmp_path / "run")
+    write_run(tmp_path / ".maml.partial")
+    assert [run.name for run in find([tmp_path])] == ["run"]
+    assert [run.name for run in find([tmp_path / ".maml.partial"])] == [".maml.partial"]  # but for one that is named
+
+
 def test_what_is_no_run_is_one_line(tmp_path, monkeypatch, capsys):
     assert make_report(monkeypatch, tmp_path, "--out", tmp_path / "out") == 2
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "out").exists()
