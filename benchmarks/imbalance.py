@@ -5,7 +5,8 @@ to 9. Every script is trained with equal and with unequal shots, and each of the
 
     python -m benchmarks.imbalance --dataset omniglot --steps 2000 --out results/benchmarks
 
-Runs are RUNS/SCRIPT-DATASET-equal and -unequal, and their tests lie in them. What is there isn't made again, so that a
+A test image has one view, also where a script would average over several, as that takes many times as long. Runs are
+RUNS/SCRIPT-DATASET-equal and -unequal, and their tests lie in them. What is there isn't made again, so that a
 run that exists (5 shots, a test of as many --queries) may be put there as it is.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import SCRIPTS, OnData, markdown, report, start
+from benchmarks import SCRIPTS, OnData, markdown, report, settings, start
 from common.meters import mean_ci95
 from common.shards import ROOT
 from reports.methods import ALGORITHMS
@@ -54,9 +55,10 @@ def runs_of(script: str, options: Options) -> None:
             command(script, "--resume", run, *data)
         elif not run.exists():
             words = ["--dataset", options.dataset, "--shots", options.shots, "--queries", options.queries]
+            words += ["--views", 1] if hasattr(settings(script, options.dataset)[1], "views") else []
             words += ["--steps", options.steps] if options.steps else []
             words += ["--unequal-shots"] if trained == "unequal" else []
-            command(script, *words, "--test-episodes", options.test_episodes, *data, "--out", run)
+            command(script, *words, "--test-episodes", 2, *data, "--out", run)  # its tests are made below
         for tested in KINDS:
             if not (run / f"test-{tested}" / "result.json").exists():
                 how = "--unequal-shots" if tested == "unequal" else "--no-unequal-shots"

@@ -214,7 +214,8 @@ def test_runs_with_equal_and_unequal_shots_are_each_tested_with_both(data_dir, t
         with np.load(run / f"test-{tested}" / "episodes.npz") as kept:
             counts = [np.bincount(labels, minlength=5).tolist() for labels in kept["support_labels"]]
         assert any(of_task != [3] * 5 for of_task in counts) == several
-    assert json.loads((run / "config.json").read_text())["options"]["unequal_shots"]
+    trained = json.loads((run / "config.json").read_text())["options"]
+    assert trained["unequal_shots"] and trained["views"] == 1
     assert (tmp_path / "imbalance-toy.png").read_bytes()[:4] == b"\x89PNG"
 
 
