@@ -46,6 +46,10 @@ def smoothness(dataset: str) -> str:
     return written(tables.smoothness(trainings(dataset)))
 
 
+def smoothness_alike(dataset: str) -> str:
+    return written(tables.smoothness(shown_trainings(like_for_like([ROOT / "results"]))[dataset, 5, 1]))
+
+
 def written(table: Table) -> str:
     return markdown(table.heads, table.rows)
 

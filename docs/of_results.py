@@ -22,9 +22,10 @@ REDEFINED = {"tolerance"}
 
 @functools.cache
 def runs() -> list[Run]:
-    """Of the six scripts, trainings and tests of them again; runs of copied scripts have no place in these tables."""
+    """Of the six scripts, trainings and tests of them again; runs of copied scripts have no place in these tables, nor
+    have a reader's own tests, which `--evaluate results/NAME` puts into that folder."""
     found, _ = apart([ROOT / "results"])
-    return [run for run in found if run.algorithm in ALGORITHMS]
+    return [run for run in found if run.algorithm in ALGORITHMS and run.folder.parent == ROOT / "results"]
 
 
 def tested() -> list[Run]:

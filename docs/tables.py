@@ -57,6 +57,7 @@ TABLES = {
     "alike-omniglot": lambda: of_claims.alike("omniglot"),
     "smoothness-omniglot": lambda: of_claims.smoothness("omniglot"),
     "smoothness-miniimagenet": lambda: of_claims.smoothness("miniimagenet"),
+    "smoothness-alike-omniglot": lambda: of_claims.smoothness_alike("omniglot"),
     "meta_steps": of_speed.meta_steps,
     "peers": of_speed.peers,
     "goals": of_speed.goals,
