@@ -16,7 +16,7 @@ import torch.distributed as dist
 import tyro
 from tqdm import tqdm
 
-from common import lock, meters
+from common import lock, meters, ranks
 from common.augment import VIEWED
 from common.folder import DiskError
 from common.options import Options, check, flag
@@ -100,6 +100,8 @@ def parse(config_type: type, settings: dict[str, dict]):
     if config.print_config:
         _print(config, settings if not origin else {}, argv, origin)
         sys.exit(0)
+    if precision == "bfloat16" and device.type == "cpu" and not meters.has_bfloat16():
+        ranks.say("this processor imitates bfloat16, which takes longer than --precision float32")
     return config
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common import lock, log, meters
+from common import lock, log, meters, ranks
 from common.options import Options
 from common.shards import ROOT, UsageError, describe
 
@@ -89,7 +89,7 @@ def load(
         try:
             its_log = log.read(source / "log.csv", checkpoint["step"])
         except ValueError as error:
-            print(f"note: {source}/log.csv is damaged ({error}); its rows are lost", file=sys.stderr)
+            ranks.say(f"{source}/log.csv is damaged ({error}); its rows are lost")
     except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         reason = f"{type(error).__name__}: {str(error)[:80]}"
         raise UsageError(f"{source} is no whole run folder ({reason}); start the run again") from None
@@ -119,9 +119,7 @@ def load(
             "--ways, as it was trained on"
         )
     if not resumed and about.get("precision", config.precision) != config.precision:
-        print(
-            f"note: {source} was trained in {about['precision']}, this test is in {config.precision}", file=sys.stderr
-        )
+        ranks.say(f"{source} was trained in {about['precision']}, this test is in {config.precision}")
     model.load_state_dict(weights)
     if resumed:
         optimizer.load_state_dict(checkpoint["optimizer"])

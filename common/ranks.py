@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 from datetime import timedelta
 
 import torch
@@ -20,6 +21,12 @@ def start(device: torch.device) -> tuple[int, int]:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(hours=1))
     return rank, world
+
+
+def say(note: str) -> None:
+    """A line on standard error, once for all processes."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def wait() -> None:

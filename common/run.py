@@ -98,8 +98,8 @@ class Run:
         c = self.config
         trained = folder.trained_shape(c.evaluate, c)
         loader = self._loader("test", c.ways, c.shots, c.queries, tasks, seed=-2, shape=trained)
-        if self.rank == 0 and (changes := changes_to(loader.image_shape, loader.stored_shape)):
-            print(f"note: {c.dataset}'s images are {changes}, as {c.evaluate} was trained", file=sys.stderr)
+        if changes := changes_to(loader.image_shape, loader.stored_shape):
+            ranks.say(f"{c.dataset}'s images are {changes}, as {c.evaluate} was trained")
         return loader
 
     def _build_glyphs(self) -> None:

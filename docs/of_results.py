@@ -72,6 +72,8 @@ def command(run: Run) -> str:
         differs = {k: run.result[k] for k in ("dataset", "ways", "shots", "seed") if run.result[k] != then[k]}
         told = [name for name in of_tests(script.Config) if name in run.result]  # a test from before it told has none
         differs |= {name: run.result[name] for name in told if run.result[name] not in (None, then[name])}
+        if run.result.get("precision", run.config["precision"]) != run.config["precision"]:
+            differs["precision"] = run.result["precision"]
         released = (run.training / "checkpoint.pt").exists()
         folder = f"results/{run.training.name}" if released else folder
         return " ".join([f"{started} --evaluate {folder}", *(written(k, v) for k, v in differs.items())])

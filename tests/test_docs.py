@@ -97,6 +97,7 @@ def test_an_evaluations_command_means_what_was_tested(path, monkeypatch, tmp_pat
     for name in ("dataset", "ways", "shots", "seed", "width"):
         assert getattr(config, name) == result[name]
     assert getattr(config, "views", 1) == result.get("views", 1)
+    assert config.precision == result.get("precision", config.precision)
     for name in set(of_tests(script.Config)) & set(result):
         assert result[name] in (None, getattr(config, name))
     for name in ("algorithm", "steps", "train_seconds", "val_accuracy"):  # of the same run
