@@ -168,6 +168,8 @@ def config_of(config_type: type, about: dict | None, folder: Path, at_test: bool
     """The Config that a run's config.json, `about`, tells. Raises UsageError where it is none, or another script's."""
     try:
         saved = dict(about["options"])
+        if saved.get("evaluate"):
+            raise UsageError(f"{folder} is the folder of a test; name that of its training, {saved['evaluate']}")
         saved |= {"data_dir": ROOT / saved["data_dir"], "out": None}
         if saved.get("precision") == "auto":  # of a run before these were saved as settled
             saved["precision"] = about.get("precision", "auto")

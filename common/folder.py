@@ -153,7 +153,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # which a disk that became read-only raises here too
+            partial.unlink(missing_ok=True)
         raise DiskError(error.errno, error.strerror, str(path)) from error
 
 

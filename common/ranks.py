@@ -62,7 +62,7 @@ class MeanOverBatches:
 
     def __init__(self, model: nn.Module, batches: int):
         self.model, self.batches = model, batches
-        self.buffers = list(model.buffers()) if batches > 1 else []
+        self.buffers = [b for b in model.buffers() if b.is_floating_point()] if batches > 1 else []  # not counts
         self.before = [buffer.clone() for buffer in self.buffers]
         self.sums: list[Tensor] = [torch.zeros_like(buffer) for buffer in self.buffers]
 

@@ -55,7 +55,7 @@ def report(run: Run, model: nn.Module, inductive: dict, transductive: dict) -> N
         "processor": meters.hardware(run.device)["processor"],
         **{name: getattr(c, name) for name in of_tests(type(c))},
     }  # fmt: skip
-    write_whole(run.folder / "result.json", json.dumps(result, indent=1))
+    write_whole(run.folder / "result.json", json.dumps(result, indent=1, default=str))  # a path of a script's own
     arrays = io.BytesIO()
     kept = {k: v for k, v in inductive.items() if k != "accuracy"}
     np.savez_compressed(arrays, **kept, predicted_transductive=transductive["predicted"])

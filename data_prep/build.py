@@ -133,6 +133,11 @@ def _check(options: argparse.Namespace, command: str) -> None:
         if given and not fits:
             raise UsageError(f"{option}: {name} has no such choice, its format is fixed; leave {option} out")
     for path in raw or ():
+        if own and path.resolve() in (options.data_dir.resolve(), *options.data_dir.resolve().parents):
+            raise UsageError(
+                f"--data-dir {options.data_dir}: it lies in --raw {path}, so what was built would be read as classes; "
+                "name a folder elsewhere"
+            )
         if not path.exists():
             raise UsageError(f"--raw {path}: no such file or folder; check the path")
     if raw and len(raw) > 1 and name != "omniglot":

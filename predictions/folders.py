@@ -53,11 +53,11 @@ def support_in(folder: Path) -> Support:
 
 
 def query_in(folder: Path, without: Path) -> list[Path]:
-    """All pictures below a folder, or a picture itself; none `without` the folder for the sheets. Raises UsageError
+    """All pictures below a folder, or a picture itself, but for a sheet in the folder `without`. Raises UsageError
     where there are none."""
     if folder.is_file() and is_picture(folder.name):
         return [folder]
-    files = [file for file in _pictures_below(folder) if without.resolve() not in file.resolve().parents]
+    files = [file for file in _pictures_below(folder) if file.resolve() not in _sheets(without)]
     if not files:
         kinds = f" ({kinds})" if (kinds := kinds_of(others_below(folder, without))) else ""
         what = f"no picture in it{kinds}" if folder.is_dir() else "no such folder"
@@ -68,8 +68,13 @@ def query_in(folder: Path, without: Path) -> list[Path]:
 
 def others_below(folder: Path, without: Path) -> list[str]:
     """What is in a folder beside pictures, such as .heic, which can't be read; links that lead nowhere, too."""
-    files = (file for file in _files_below(folder) if without.resolve() not in file.resolve().parents)
+    files = (file for file in _files_below(folder) if file.resolve() not in _sheets(without))
     return [file.name for file in files if not _is_readable(file)]
+
+
+def _sheets(out: Path) -> set[Path]:
+    """What an earlier command has put there."""
+    return {out.resolve() / name for name in ("sheet.png", "sheet.html", "predictions.csv")}
 
 
 def shown(file: Path, folder: Path) -> str:

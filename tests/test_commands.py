@@ -243,11 +243,14 @@ def test_a_model_without_running_averages_has_no_plain_ones(script, command, tmp
 
 def test_a_folder_in_use_and_options_that_disagree_with_a_run_are_refused(command, tmp_path, capsys):
     assert command(f"{TINY} --steps 2 --out used") == 0
+    assert command("--evaluate used --out tested") == 0
     files = {p: p.read_bytes() for p in (tmp_path / "used").iterdir()}
     for options, message in {
         f"{TINY} --steps 2 --out used": "used holds a run already",
         "--resume used --ways 4": "--ways 4: used was started with 5",
         "--resume used --steps 70": "--steps 70: used was started with 2",
+        "--resume tested": "tested is the folder of a test; name that of its training, used",
+        "--evaluate tested": "tested is the folder of a test; name that of its training, used",
     }.items():
         capsys.readouterr()
         assert command(options) == 2
@@ -391,6 +394,7 @@ def test_gradients_and_running_averages_are_means_over_batches(batches, data_dir
     train, *_ = run.loaders()
     torch.manual_seed(0)
     model = convex_imaml.Model(train.image_shape, config, run.device)
+    model.register_buffer("count", torch.tensor(2))  # as a copied script's nn.BatchNorm2d has
     start = copy.deepcopy(model)
     mean = MeanOverBatches(model, run.batches)
     for episode in run.draw(train):
@@ -407,8 +411,10 @@ def test_gradients_and_running_averages_are_means_over_batches(batches, data_dir
     for i, p in enumerate(model.parameters()):
         mean = sum(list(m.parameters())[i].grad for m in apart) / batches
         torch.testing.assert_close(p.grad, mean, rtol=1e-4, atol=1e-6)
-    for i, b in enumerate(model.buffers()):
-        torch.testing.assert_close(b, sum(list(m.buffers())[i] for m in apart) / batches, rtol=1e-5, atol=1e-6)
+    assert model.count == 2
+    averages = [{k: b for k, b in m.named_buffers() if k != "count"} for m in (model, *apart)]
+    for name, b in averages[0].items():
+        torch.testing.assert_close(b, sum(of[name] for of in averages[1:]) / batches, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

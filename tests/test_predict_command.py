@@ -150,6 +150,14 @@ def test_pictures_that_are_shown_and_asked_are_named(train, predicted, folders, 
     assert "note: 1 of the query pictures are in the support set too: again.png" in said
 
 
+def test_the_sheets_may_go_to_the_folder_of_the_query_or_one_above(train, predicted, folders, tmp_path):
+    run = train()
+    for out in (tmp_path, tmp_path / "query"):
+        for _ in range(2):  # the first one's sheet.png is no query picture of the second
+            status, said, rows = predicted(run, *folders, "--out", out)
+            assert status == 0 and "6 pictures labelled" in said and "passed over" not in said
+
+
 def test_folders_that_are_links_are_read_and_what_is_no_picture_is_said(train, predicted, folders, data_dir, tmp_path):
     run, query = train(), tmp_path / "query"
     linked = draw(tmp_path / "elsewhere", (4,), data_dir, first=12)

@@ -202,6 +202,16 @@ def test_a_file_is_replaced_and_not_written_over(tmp_path):
         assert old.read() == "the old content" and (tmp_path / "file").read_text() == "new"
 
 
+def test_a_disk_that_became_read_only_is_named_as_a_disk(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("write_bytes", "unlink"):
+        monkeypatch.setattr(Path, name, refuse)
+    with pytest.raises(folder.DiskError, match="Read-only file system"):
+        folder.write_whole(tmp_path / "file", "new")
+
+
 def test_an_error_of_a_scripts_own_keeps_its_traceback(command, monkeypatch):
     def broken(*arguments):
         raise RuntimeError("more than one element of the written-to tensor refers to a single memory location")

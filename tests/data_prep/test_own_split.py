@@ -34,6 +34,12 @@ def test_folders_that_mean_train_val_and_test_are_the_split(names, tmp_path):
     assert {s: {name.rsplit("/", 1)[-1] for name in found[s]} for s in found} == {s: set(CLASSES[s]) for s in CLASSES}
 
 
+def test_a_data_folder_inside_the_raw_one_is_refused_as_built_sets_would_be_read_as_classes(tmp_path, refused):
+    raw = class_folders(tmp_path / "raw", dict.fromkeys("abc", 2))
+    said = refused("--dataset", "birds", "--raw", raw, "--data-dir", raw / "data")
+    assert "it lies in --raw" in said and "name a folder elsewhere" in said
+
+
 def test_a_split_within_class_folders_is_refused_as_the_same_classes(tmp_path, refused):
     raw = class_folders(tmp_path / "raw", {f"{c}/{s}": 2 for c in ("ant", "bee", "cat") for s in ("Train", "Test")})
     assert "3 classes in train as well as test: ant, bee, cat" in refused("--dataset", "birds", "--raw", raw)
