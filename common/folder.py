@@ -55,8 +55,10 @@ def description(config: Options, script: Path, processes: int, device: torch.dev
     """What config.json says of a run."""
     options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
     del options["print_config"]
-    data_dir = config.data_dir.absolute()  # or relative to the project, so that a run folder may move with it
-    options["data_dir"] = str(data_dir.relative_to(ROOT) if data_dir.is_relative_to(ROOT) else data_dir)
+    for name in ("data_dir", "evaluate"):
+        if given := getattr(config, name):  # whole, or relative to the project, so that a run folder may move with it
+            path = given.absolute()
+            options[name] = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
     return {
         "options": {"algorithm": script.stem, **options},
         "command": [script.name, *sys.argv[1:]],

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from common import log
-from common.shards import UsageError
+from common.shards import ROOT, UsageError
 from reports.methods import ALGORITHMS, DATASETS, as_published, method_of
 
 # Options that say nothing of how a run was trained. Runs that differ in no others are one, with other seeds.
@@ -146,17 +146,20 @@ def shown_trainings(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
     mean of its seeds' best; the test decides nothing.
     """
     shown: dict[Task, dict[str, list[Run]]] = {task: {} for task in in_order(run.trained_on for run in runs)}
-    groups: dict[tuple, list[Run]] = {}
+    groups: dict[tuple, dict[int, Run]] = {}  # of each seed the one that came furthest
     for run in runs:
         if np.isfinite(run.column("val_accuracy")).any():
-            groups.setdefault((run.trained_on, run.algorithm, run.alike), []).append(run)
+            of_seeds = groups.setdefault((run.trained_on, run.algorithm, run.alike), {})
+            known = of_seeds.setdefault(run.seed, run)
+            of_seeds[run.seed] = max(known, run, key=lambda run: (bool(run.result), len(run.rows)))
     best: dict[tuple, tuple[bool, float]] = {}
-    for (task, algorithm, _), group in groups.items():
+    for (task, algorithm, _), of_seeds in groups.items():
+        group = sorted(of_seeds.values(), key=lambda run: run.seed)
         reached = float(np.mean([np.nanmax(run.column("val_accuracy")) for run in group]))
         rank = as_published(group[0].options), reached
         if (task, algorithm) not in best or rank > best[task, algorithm]:
             best[task, algorithm] = rank
-            shown[task][algorithm] = sorted(group, key=lambda run: run.seed)
+            shown[task][algorithm] = group
     return {task: of_task for task, of_task in shown.items() if of_task}
 
 
@@ -168,12 +171,19 @@ def shown_tests(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
     for task in in_order(run.tested_on for run in runs if run.result):
         of_task = {}
         for algorithm in dict.fromkeys(run.algorithm for run in runs):
-            own = [run for run in chosen.get(task, {}).get(algorithm, []) if run.result]
+            own = [_best_known(run, runs) for run in chosen.get(task, {}).get(algorithm, []) if run.result]
             others = _tests_of_others(task, [run for run in runs if run.algorithm == algorithm], chosen)
             if group := own or others[:1]:
                 of_task[algorithm] = group
         shown[task] = of_task
     return {task: of_task for task, of_task in shown.items() if of_task}
+
+
+def _best_known(run: Run, runs: list[Run]) -> Run:
+    """Of a training's own test and others of it on its task, with as many views, that of most episodes."""
+    same = [test for test in runs if (test.again, test.views) == (run.folder, run.views)]
+    same = [test for test in same if test.tested_on == run.tested_on]
+    return max([run, *same], key=lambda test: test.result["test_episodes"])
 
 
 def _tests_of_others(task: Task, runs: list[Run], chosen: dict[Task, dict[str, list[Run]]]) -> list[Run]:
@@ -205,15 +215,26 @@ def _is_training(folder: Path) -> bool:
 
 
 def _training_of(folder: Path, trained: Iterable[Path]) -> Path | None:
-    """A test's training is the folder that it lies in, or whose name begins its own."""
+    """A test's training is the folder that its config.json names, or that it lies in, or whose name begins its own."""
+    if named := _named_training(folder):
+        return next((t for t in trained if t.resolve() == named.resolve()), None)
     mine = [
         t for t in trained if t == folder.parent or (t.parent == folder.parent and folder.name.startswith(f"{t.name}-"))
     ]
     return max(mine, key=lambda t: len(str(t)), default=None)
 
 
+def _named_training(folder: Path) -> Path | None:
+    """As the config.json of a test has it."""
+    own = _read(folder / "config.json") if (folder / "config.json").exists() else {}
+    named = own.get("options", {}).get("evaluate")
+    return ROOT / named if named else None
+
+
 def _own_config(folder: Path) -> dict:
-    """Of a test whose training isn't there."""
+    """Of a test whose training isn't among the folders: the training's, where it is elsewhere."""
+    if (named := _named_training(folder)) and (named / "config.json").exists():
+        return _read(named / "config.json")
     if (folder / "config.json").exists():
         return _read(folder / "config.json")
     raise UsageError(f"{folder} is a test without its training; name the folder of the run that was tested too")

@@ -107,6 +107,8 @@ class Times:
 
 def is_of(row: dict, run: Run) -> bool:
     """Whether a line is of the run's algorithm, precision, task and every option that a step's cost depends on."""
+    if run.options.get("minutes") and run.options.get("half_size"):
+        return False  # its small images ended by the clock, at a step that the options don't tell
     same = (row["algorithm"], row["is"]) == (run.algorithm, run.config["precision"])
     return same and same_cost(row["options"], run.options)
 

@@ -96,6 +96,35 @@ def test_of_several_trainings_the_best_on_validation_is_shown_with_all_its_seeds
     assert list(shown) == [("omniglot", 5, 1), ("omniglot", 5, 5)]
 
 
+def test_of_a_seeds_trainings_the_one_that_came_furthest_is_shown(tmp_path):
+    write_run(tmp_path / "copy")
+    (write_run(tmp_path / "killed", accuracies=(0.4,), steps=300) / "result.json").unlink()
+    write_run(tmp_path / "whole")
+    (run,) = shown_trainings(find([tmp_path]))["omniglot", 5, 1]["maml"]
+    assert run.result and len(run.rows) == 3
+
+
+def test_a_test_in_another_place_has_the_training_that_its_config_names(tmp_path):
+    run = write_run(tmp_path / "runs" / "run")
+    test = write_test(tmp_path / "elsewhere", run, shots=5, test_accuracy=0.9)
+    config = json.loads((run / "config.json").read_text())
+    config["options"] |= {"shots": 5, "evaluate": str(run)}
+    (test / "config.json").write_text(json.dumps(config))
+    for folders in ([tmp_path], [test]):
+        (shown,) = shown_tests(find(folders))["omniglot", 5, 5]["maml"]
+        assert (shown.name, shown.trained_on) == ("elsewhere", ("omniglot", 5, 1))
+    assert {run.training.name for run in find([tmp_path])} == {"run"}
+
+
+def test_a_test_of_more_episodes_is_shown_in_place_of_the_trainings_own(tmp_path):
+    run = write_run(tmp_path / "run", test=0.5)
+    write_test(run / "test-few", run, test_accuracy=0.6, test_episodes=50)
+    write_test(run / "test-views", run, test_accuracy=0.8, test_episodes=2000, views=4)
+    assert [r.name for r in shown_tests(find([tmp_path]))["omniglot", 5, 1]["maml"]] == ["run"]
+    write_test(run / "test-many", run, test_accuracy=0.7, test_episodes=1000)
+    assert [r.name for r in shown_tests(find([tmp_path]))["omniglot", 5, 1]["maml"]] == ["test-many"]
+
+
 def test_a_method_with_learned_rates_has_a_name_of_its_own_and_is_shown_where_it_isnt_there_as_published(tmp_path):
     write_run(tmp_path / "learned", accuracies=(0.8, 0.9), learn_rates="layer")
     (run,) = shown_trainings(find([tmp_path]))["omniglot", 5, 1]["maml"]
@@ -198,6 +227,8 @@ def test_steps_on_images_of_half_the_side_count_with_their_own_time(tmp_path):
     assert half_steps(run) == 150
     assert times.minutes(run, np.array([100.0, 300.0])) == pytest.approx([2 / 60, (150 * 20 + 150 * 60) / 60e3])
     assert list(times.step_ms(run)) == [20, 60, 60]
+    by_the_clock = find([write_run(tmp_path / "other", "convex_imaml", half_size=0.5, minutes=1.0)])[0]
+    assert times.row(by_the_clock) is None  # so that its own counts: where half its minutes ended isn't known
 
 
 def test_time_to_accuracy_is_the_first_validation_that_is_as_high(tmp_path):
