@@ -56,15 +56,15 @@ def test_first_order_leaves_out_the_inner_gradients_derivative(data_dir):
 
 def test_context_is_zero_for_a_fresh_task_and_each_tasks_own(data_dir):
     config = Config(width=4, context=6)
-    model, episode = a_model(cavia, config), an_episode(data_dir)
+    model, episode = a_model(cavia, config).double(), an_episode(data_dir)
     model.eval()
-    h, y = model.backbone.below(episode.images, "running")[episode.support], episode.y_support
-    assert torch.equal(adapt(model, h, y, 0, config), torch.zeros(3, 6))
+    h, y = model.backbone.below(episode.images.double(), "running")[episode.support], episode.y_support
+    assert torch.equal(adapt(model, h, y, 0, config), torch.zeros(3, 6, dtype=h.dtype))
     together = adapt(model, h, y, 2, config)
     assert together.norm(dim=1).min() > 1e-4 and (together[0] - together[1]).norm() > 1e-5
     for task in range(3):
         alone = adapt(model, h[task : task + 1], y[task : task + 1], 2, config)
-        torch.testing.assert_close(alone[0], together[task], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(alone[0], together[task], rtol=1e-9, atol=1e-12)
     again = adapt(model, h, y, 2, config)
     torch.testing.assert_close(again, together)  # nothing of a task is left behind
 
