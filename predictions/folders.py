@@ -57,7 +57,8 @@ def query_in(folder: Path, without: Path) -> list[Path]:
     where there are none."""
     if folder.is_file() and is_picture(folder.name):
         return [folder]
-    files = [file for file in _pictures_below(folder) if file.resolve() not in _sheets(without)]
+    sheets = _sheets(without)
+    files = [file for file in _pictures_below(folder) if file.resolve() not in sheets]
     if not files:
         kinds = f" ({kinds})" if (kinds := kinds_of(others_below(folder, without))) else ""
         what = f"no picture in it{kinds}" if folder.is_dir() else "no such folder"
@@ -68,7 +69,8 @@ def query_in(folder: Path, without: Path) -> list[Path]:
 
 def others_below(folder: Path, without: Path) -> list[str]:
     """What is in a folder beside pictures, such as .heic, which can't be read; links that lead nowhere, too."""
-    files = (file for file in _files_below(folder) if file.resolve() not in _sheets(without))
+    sheets = _sheets(without)
+    files = (file for file in _files_below(folder) if file.resolve() not in sheets)
     return [file.name for file in files if not _is_readable(file)]
 
 

@@ -116,9 +116,10 @@ def find(folders: Iterable[Path]) -> list[Run]:
         if folder in trained:
             runs.append(Run(folder, trained[folder], result, _rows(folder / "log.csv", result)))
         elif result:
-            again = _training_of(folder, trained)
-            config = trained[again] if again else _own_config(folder)
-            if not _asks_otherwise(folder, config):
+            own = _read(folder / "config.json") if (folder / "config.json").exists() else None
+            again = _training_of(folder, own, trained)
+            config = trained[again] if again else _config_without(folder, own)
+            if not _asks_otherwise(own, config):
                 runs.append(Run(folder, config, result, again=again))
     runs = [run for run in runs if not run.options.get("unequal_shots")]
     if not runs:
@@ -214,38 +215,38 @@ def _is_training(folder: Path) -> bool:
     return (folder / "config.json").exists() and (folder / "log.csv").exists()
 
 
-def _training_of(folder: Path, trained: Iterable[Path]) -> Path | None:
-    """A test's training is the folder that its config.json names, or that it lies in, or whose name begins its own."""
-    if named := _named_training(folder):
-        return next((t for t in trained if t.resolve() == named.resolve()), None)
+def _training_of(folder: Path, own: dict | None, trained: Iterable[Path]) -> Path | None:
+    """A test's training is the folder that `own`, its config.json, names, or else, as where both have moved since, that
+    which it lies in or whose name begins its own."""
+    if named := _named_training(own):
+        if there := [t for t in trained if t.resolve() == named.resolve()]:
+            return there[0]
     mine = [
         t for t in trained if t == folder.parent or (t.parent == folder.parent and folder.name.startswith(f"{t.name}-"))
     ]
     return max(mine, key=lambda t: len(str(t)), default=None)
 
 
-def _named_training(folder: Path) -> Path | None:
-    """As the config.json of a test has it."""
-    own = _read(folder / "config.json") if (folder / "config.json").exists() else {}
-    named = own.get("options", {}).get("evaluate")
+def _named_training(own: dict | None) -> Path | None:
+    named = own["options"].get("evaluate") if own else None
     return ROOT / named if named else None
 
 
-def _own_config(folder: Path) -> dict:
-    """Of a test whose training isn't among the folders: the training's, where it is elsewhere."""
-    if (named := _named_training(folder)) and (named / "config.json").exists():
+def _config_without(folder: Path, own: dict | None) -> dict:
+    """Of a test whose training isn't among the folders: the training's, where it is elsewhere, or the test's own."""
+    if (named := _named_training(own)) and (named / "config.json").exists():
         return _read(named / "config.json")
-    if (folder / "config.json").exists():
-        return _read(folder / "config.json")
-    raise UsageError(f"{folder} is a test without its training; name the folder of the run that was tested too")
+    if own is None:
+        raise UsageError(f"{folder} is a test without its training; name the folder of the run that was tested too")
+    return own
 
 
-def _asks_otherwise(test: Path, training: dict) -> bool:
+def _asks_otherwise(own: dict | None, training: dict) -> bool:
     """Whether a test's own config.json, if it has one, has other queries or unequal shots."""
-    if not (test / "config.json").exists():
+    if own is None:
         return False
-    own = _read(test / "config.json")["options"]
-    return bool(own.get("unequal_shots")) or own["queries"] != training["options"]["queries"]
+    options = own["options"]
+    return bool(options.get("unequal_shots")) or options["queries"] != training["options"]["queries"]
 
 
 def _place(name: str, order: Iterable[str]) -> tuple[int, str]:

@@ -114,6 +114,9 @@ def test_a_test_in_another_place_has_the_training_that_its_config_names(tmp_path
         (shown,) = shown_tests(find(folders))["omniglot", 5, 5]["maml"]
         assert (shown.name, shown.trained_on) == ("elsewhere", ("omniglot", 5, 1))
     assert {run.training.name for run in find([tmp_path])} == {"run"}
+    test.rename(run / "test-5")
+    (tmp_path / "runs").rename(tmp_path / "moved")  # so that the path which the test names is gone
+    assert [run.training.name for run in find([tmp_path])] == ["run", "run"]
 
 
 def test_a_test_of_more_episodes_is_shown_in_place_of_the_trainings_own(tmp_path):
