@@ -247,4 +247,5 @@ def outer_optimizer(model: nn.Module, config: Options) -> torch.optim.Optimizer:
     return kind(
         [{"params": groups[0], "weight_decay": config.weight_decay}, {"params": groups[1], "weight_decay": 0.0}],
         lr=config.learning_rate,
+        fused=groups[1][0].is_cuda or None,  # one launch for all weights
     )
