@@ -39,7 +39,7 @@ def test_a_released_run_is_small_and_is_tested_as_it_was_but_not_resumed(command
 
     def tested_again(folder, data_dir):
         assert command(f"--evaluate {folder} --device cpu --out again") == 0
-        return json.loads((tmp_path / "again" / "result.json").read_text())["test_accuracy"]
+        return json.loads((tmp_path / "again" / "result.json").read_text())
 
     monkeypatch.setattr(release, "tested_again", tested_again)
     release.main()
@@ -58,28 +58,30 @@ def test_a_released_run_is_small_and_is_tested_as_it_was_but_not_resumed(command
     assert "a released run, which has nothing but its best weights" in capsys.readouterr().err
 
 
-def test_half_precision_is_held_against_float32_on_the_same_episodes(command, tmp_path, monkeypatch):
-    """Which are others on a GPU, where this run is said to have been."""
+def test_a_gpus_run_is_tested_on_the_cpu_in_both_precisions_and_then_whole(command, tmp_path, monkeypatch):
+    """A GPU, where this run is said to have been, draws other episodes."""
     assert command(f"{TINY} --steps 2 --out run") == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     (tmp_path / "run" / "result.json").write_text(json.dumps(result | {"device": "cuda:0", "test_accuracy": 0.0}))
     tested = []
 
-    def tested_again(folder, data_dir):
-        tested.append(state_of(folder)["best_state"]["backbone.blocks.0.convolution.weight"].dtype)
-        return 0.5
+    def tested_again(folder, data_dir, *more):
+        tested.append((state_of(folder)["best_state"]["backbone.blocks.0.convolution.weight"].dtype, *more))
+        return {"test_accuracy": 0.5 if more else 0.6}
 
     monkeypatch.setattr(release, "tested_again", tested_again)
     monkeypatch.setattr(sys, "argv", ["release.py", "run", "released", "--into", str(tmp_path / "results")])
     release.main()
-    assert tested == [torch.float32, torch.float16]
+    few = ("--test-episodes", "100")
+    assert tested == [(torch.float32, *few), (torch.float16, *few), (torch.float16,)]
+    assert json.loads((tmp_path / "results" / "released" / "result.json").read_text()) == {"test_accuracy": 0.6}
 
 
 def test_weights_stay_in_float32_where_half_of_it_changes_the_accuracy(command, tmp_path, monkeypatch):
     assert command(f"{TINY} --steps 2 --out run") == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     told = iter((result["test_accuracy"] - 0.01, result["test_accuracy"]))
-    monkeypatch.setattr(release, "tested_again", lambda folder, data_dir: next(told))
+    monkeypatch.setattr(release, "tested_again", lambda folder, data_dir: {"test_accuracy": next(told)})
     monkeypatch.setattr(sys, "argv", ["release.py", "run", "released", "--into", str(tmp_path / "results")])
     release.main()
     best = state_of(tmp_path / "results" / "released")["best_state"]
@@ -113,8 +115,8 @@ def test_a_copied_scripts_run_labels_as_it_did_from_where_it_is_released(
     folders = ["--support", draw(tmp_path / "support", (2, 1, 3), data_dir)]
     folders += ["--query", draw(tmp_path / "query", (2, 2, 2), data_dir, first=10)]
     _, _, before = predicted(run, *folders)
-    accuracy = json.loads((run / "result.json").read_text())["test_accuracy"]
-    monkeypatch.setattr(release, "tested_again", lambda folder, data_dir: accuracy)
+    result = json.loads((run / "result.json").read_text())
+    monkeypatch.setattr(release, "tested_again", lambda folder, data_dir: result)
     monkeypatch.setattr(sys, "argv", ["release.py", str(run), "mine", "--into", str(tmp_path / "results")])
     release.main()
     released = tmp_path / "results" / "mine"
@@ -140,9 +142,9 @@ def test_no_path_of_the_machine_goes_into_results(command, data_dir, tmp_path, m
     run = tmp_path / "somewhere" / "run"
     about = json.loads((run / "config.json").read_text())
     assert about["options"]["data_dir"] == str(data_dir) and str(data_dir) in about["command"]
-    accuracy = json.loads((run / "result.json").read_text())["test_accuracy"]
+    result = json.loads((run / "result.json").read_text())
     tested = []
-    monkeypatch.setattr(release, "tested_again", lambda folder, data_dir: tested.append(data_dir) or accuracy)
+    monkeypatch.setattr(release, "tested_again", lambda folder, data_dir: tested.append(data_dir) or result)
     monkeypatch.setattr(sys, "argv", ["release.py", str(run), "released", "--into", str(tmp_path / "results")])
     release.main()
     assert tested == [data_dir]  # the run's own
