@@ -84,7 +84,8 @@ class Log:
 def read(path: Path, last_step: int) -> Log:
     """A log.csv, without what a process that was killed may have left: rows that aren't whole, or that came after the
     checkpoint, at `last_step`, and will be written again. Raises OSError or ValueError for what is no log."""
-    whole, _, _ = path.read_text().rpartition("\n")  # what follows the last line's end was cut off, or is nothing
+    written = path.read_text().replace("\0", "")  # as a machine that lost its power leaves them
+    whole, _, _ = written.rpartition("\n")  # what follows the last line's end was cut off, or is nothing
     columns, *lines = csv.reader(io.StringIO(whole)) if whole else [[]]
     if columns[: len(COLUMNS)] != list(COLUMNS):
         raise ValueError(f"its columns are {columns[:3]}..., expected {list(COLUMNS[:3])}...")

@@ -73,7 +73,7 @@ def report(run: Run, model: nn.Module, inductive: dict, transductive: dict) -> N
 
 def curves(rows: list[dict[str, str]], title: str) -> bytes:
     """A picture (PNG) of loss and accuracy against minutes of training."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # which needs no display, whatever MPLBACKEND says
 
     def numbers(key, rows):
         return [float(row[key]) for row in rows]
@@ -82,7 +82,8 @@ def curves(rows: list[dict[str, str]], title: str) -> bytes:
         return [seconds / 60 for seconds in numbers("seconds", rows)]
 
     trained = {key: [row for row in rows if key in row] for key in ("train_loss", "train_accuracy", "val_accuracy")}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     left.plot(minutes(trained["train_loss"]), numbers("train_loss", trained["train_loss"]), color="tab:gray")
     left.set(xlabel="minutes of training", ylabel="training loss", title=title, yscale="log")
     with_accuracy, validated = trained["train_accuracy"], trained["val_accuracy"]
@@ -99,5 +100,4 @@ def curves(rows: list[dict[str, str]], title: str) -> bytes:
         axes.grid(alpha=0.3)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
-    plt.close(figure)
     return picture.getvalue()

@@ -35,6 +35,8 @@ def figure(task: Task, of_task: dict[str, list[Run]], times: Times) -> bytes:
     for (name, title), row in zip(PANELS.items(), panels):
         ends: list[dict[str, tuple]] = [{}, {}]
         for algorithm, group in of_task.items():
+            if not all(len(line(run, name, times)[0]) for run in group):
+                continue  # a copied script's meta_step needn't return a loss
             how = style(algorithm, others)
             steps, middle, low, high = band(group, name, times)
             for axes, x, its_ends in zip(row, (times.minutes(group[0], steps), steps), ends):

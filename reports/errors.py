@@ -3,6 +3,8 @@
 E episodes, N ways, S support and Q query images an episode. "Row" means a picture's row in test.h5.
 """
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,8 +52,11 @@ def read(run: Run, data_dir: Path) -> Outcomes:
     path = run.folder / "episodes.npz"
     if not path.exists():
         raise UsageError(f"{path} isn't there; test the run again by --evaluate {run.folder}, which writes one")
-    with np.load(path) as kept:
-        arrays = {name: kept[name] for name in Outcomes.__dataclass_fields__ if name in kept}
+    try:
+        with np.load(path) as kept:
+            arrays = {name: kept[name] for name in Outcomes.__dataclass_fields__ if name in kept}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UsageError(f"{path} is damaged ({error}); test the run again by --evaluate {run.folder}") from None
     shard = data_dir / run.result["dataset"] / "test.h5"
     images, starts, names, *_ = read_shard(shard)
     outcomes = Outcomes(images, [SYNSETS.get(name, name) for name in names], **arrays)

@@ -109,14 +109,14 @@ def find(folders: Iterable[Path]) -> list[Run]:
         for file in folder.rglob(name)
         if not any(part.startswith(".") for part in file.relative_to(folder).parts)
     }
-    trained = {folder: _read(folder / "config.json") for folder in there if _is_training(folder)}
+    trained = {folder: _config(folder) for folder in there if _is_training(folder)}
     runs = []
     for folder in there:
         result = _read(folder / "result.json") if (folder / "result.json").exists() else {}
         if folder in trained:
             runs.append(Run(folder, trained[folder], result, _rows(folder / "log.csv", result)))
         elif result:
-            own = _read(folder / "config.json") if (folder / "config.json").exists() else None
+            own = _config(folder) if (folder / "config.json").exists() else None
             again = _training_of(folder, own, trained)
             config = trained[again] if again else _config_without(folder, own)
             if not _asks_otherwise(own, config):
@@ -204,6 +204,13 @@ def _read(path: Path) -> dict:
         raise UsageError(f"{path} is damaged ({error}); leave {path.parent} out") from None
 
 
+def _config(folder: Path) -> dict:
+    about = _read(folder / "config.json")
+    if not isinstance(about, dict) or "options" not in about:
+        raise UsageError(f"{folder / 'config.json'} is no run's; leave {folder} out")
+    return about
+
+
 def _rows(path: Path, result: dict) -> list[dict[str, str]]:
     try:
         return log.read(path, result.get("steps", 10**12)).rows
@@ -235,7 +242,7 @@ def _named_training(own: dict | None) -> Path | None:
 def _config_without(folder: Path, own: dict | None) -> dict:
     """Of a test whose training isn't among the folders: the training's, where it is elsewhere, or the test's own."""
     if (named := _named_training(own)) and (named / "config.json").exists():
-        return _read(named / "config.json")
+        return _config(named)
     if own is None:
         raise UsageError(f"{folder} is a test without its training; name the folder of the run that was tested too")
     return own

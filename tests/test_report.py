@@ -454,6 +454,11 @@ def test_episodes_of_another_data_set_are_refused(command, tmp_path, data_dir):
     write_set(tmp_path / "other", "toy", counts=(30, 31))
     with pytest.raises(UsageError, match="was made with another"):
         errors.read(run, tmp_path / "other")
+    whole = (run.folder / "episodes.npz").read_bytes()
+    for part in (0, 40, len(whole) // 2):
+        (run.folder / "episodes.npz").write_bytes(whole[:part])
+        with pytest.raises(UsageError, match="episodes.npz is damaged .*--evaluate"):
+            errors.read(run, data_dir)
 
 
 @pytest.mark.parametrize("name", ("config.json", "result.json", "log.csv"))
@@ -462,6 +467,23 @@ def test_a_damaged_file_of_a_run_is_named(name, tmp_path):
     (run / name).write_text("{")
     with pytest.raises(UsageError, match=f"{name} is damaged .*leave .*run out"):
         find([tmp_path])
+    if name == "config.json":
+        (run / name).write_text('{"model_type": "bert"}')
+        with pytest.raises(UsageError, match="config.json is no run's; leave .*run out"):
+            find([tmp_path])
+
+
+def test_a_script_that_returns_no_loss_is_in_the_other_panels(tmp_path, monkeypatch):
+    write_run(tmp_path / "runs" / "maml")
+    run = write_run(tmp_path / "runs" / "mine")
+    about = json.loads((run / "config.json").read_text())
+    about["options"]["algorithm"] = "mine"
+    (run / "config.json").write_text(json.dumps(about))
+    rows = list(csv.DictReader(open(run / "log.csv")))
+    lines = [",".join("" if name == "train_loss" else cell for name, cell in row.items()) for row in rows]
+    (run / "log.csv").write_text("\n".join([",".join(rows[0]), *lines, ""]))
+    assert make_report(monkeypatch, tmp_path / "runs", "--out", tmp_path / "out", "--times") == 0
+    assert (tmp_path / "out" / "curves-omniglot-5w1s.png").exists()
 
 
 def test_a_test_on_another_data_set_is_no_cell_of_that_one(tmp_path):

@@ -105,6 +105,8 @@ def test_a_log_reads_back_what_it_wrote_with_columns_that_come_later(tmp_path):
     again = log.read(tmp_path / "log.csv", last_step=2)
     assert again.text() == written.text()
     assert len(log.read(tmp_path / "log.csv", last_step=1).rows) == 1
+    (tmp_path / "log.csv").write_text(written.text() + 200_000 * "\0")
+    assert log.read(tmp_path / "log.csv", last_step=2).text() == written.text()
     for damaged in ("a,b\n1,2\n", "", "step,secon"):
         (tmp_path / "log.csv").write_text(damaged)
         with pytest.raises(ValueError, match="expected .'step', 'seconds'"):
