@@ -134,6 +134,12 @@ def machine(run: Run) -> str:
     return f"{hardware['processor']}{family}, {hardware['cpu_capability']}, {cores}, {run.config['precision']}"
 
 
+def by_whose_clock(run: Run) -> str:
+    """The GPU whose clock a run's minutes are by, if they are."""
+    device = run.config["hardware"]["device"]
+    return "" if device == "cpu" or times().row(run) else f" on an {device}"
+
+
 def algorithms() -> str:
     """README: a line each, with the cells that Table 2 has, and in brackets what the method's paper has."""
     lines, shown = [], shown_tests(runs())
@@ -170,7 +176,7 @@ def beside_published(dataset: str) -> str:
                 continue
             result = run.result
             how = [filters(run), str(run.views), training(run)]
-            spent = f"{result['steps']:,} steps, {times().total(run):.0f} min"
+            spent = f"{result['steps']:,} steps, {times().total(run):.0f} min{by_whose_clock(run)}"
             five = tested_again(run, 5, 5)
             for query, kind in (("inductive", ""), ("transductive", "_transductive")):
                 cells = [per_cent(run, kind), per_cent(five, kind), query, *how, spent]
@@ -219,7 +225,7 @@ def every_run() -> str:
         result = run.result
         what = f"{DATASETS.get(result['dataset'], result['dataset'])} {result['ways']}w{result['shots']}s"
         accuracy = [fraction(result), fraction(result, "_transductive")]
-        spent = [f"{result['steps']:,}", f"{times().total(run):.0f}"]
+        spent = [f"{result['steps']:,}", f"{times().total(run):.0f}{by_whose_clock(run)}"]
         line = [link(run.folder), ALGORITHMS[run.algorithm].name, what, *accuracy, filters(run), str(run.views)]
         line += [training(run), *spent, machine(run), str(result["seed"]), f"`{command(run)}`"]
         lines.append(line)

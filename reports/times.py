@@ -38,7 +38,9 @@ class Times:
         for path in tables:
             try:
                 table = json.loads(Path(path).read_text())
-                rows = [row | {"is": settled(row["options"]["precision"], table)} for row in table["rows"]]
+                rows = [
+                    row | {"is": settled(row["options"]["precision"], table), "machine": table} for row in table["rows"]
+                ]
                 machine = f"{table['device']}, {table['processor']}, {table['threads']} threads"
             except (OSError, ValueError, KeyError, TypeError):
                 raise UsageError(f"{path} is no table of times; make one by python -m benchmarks.steps") from None
@@ -106,10 +108,14 @@ class Times:
 
 
 def is_of(row: dict, run: Run) -> bool:
-    """Whether a line is of the run's algorithm, precision, task and every option that a step's cost depends on."""
+    """Whether a line is of the run's algorithm, precision, task and every option that a step's cost depends on. What
+    "auto" is on a GPU counts as what it is on the table's machine."""
     if run.options.get("minutes") and run.options.get("half_size"):
         return False  # its small images ended by the clock, at a step that the options don't tell
-    same = (row["algorithm"], row["is"]) == (run.algorithm, run.config["precision"])
+    precision, machine = run.config["precision"], run.config.get("hardware", {"device": "cpu"})
+    if machine["device"] != "cpu" and precision == settled("auto", machine):
+        precision = settled("auto", row["machine"])
+    same = (row["algorithm"], row["is"]) == (run.algorithm, precision)
     return same and same_cost(row["options"], run.options)
 
 

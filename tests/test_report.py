@@ -206,6 +206,16 @@ def test_a_step_in_another_precision_isnt_the_runs(tmp_path):
         assert (times.row(run) is not None) == found
 
 
+@pytest.mark.parametrize("bfloat16", (False, True))
+def test_a_gpus_steps_have_the_time_that_they_take_on_the_tables_machine_by_default(bfloat16, tmp_path):
+    folder = write_run(tmp_path / "run")
+    about = json.loads((folder / "config.json").read_text()) | {"hardware": {"device": "NVIDIA H200"}}
+    times = Times([write_times(tmp_path / "steps.json", ("maml", 30.0, None, {}), bfloat16=bfloat16)])
+    for precision, found in (("float32", True), ("bfloat16", bfloat16)):
+        (folder / "config.json").write_text(json.dumps(about | {"precision": precision}))
+        assert (times.row(find([folder])[0]) is not None) == found
+
+
 def test_what_changes_no_steps_cost_finds_the_tables_row(tmp_path):
     run = find([write_run(tmp_path / "run", learning_rate=0.5, seed=3, train_shots=1)])[0]
     assert Times([write_times(tmp_path / "steps.json", ("maml", 30.0, None, {}))]).row(run)["ms"] == 30
