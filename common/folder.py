@@ -105,6 +105,10 @@ def load(
             f"--resume {source}: {processes} processes, expected the {about.get('processes')} it was started with, as "
             "a meta-step has a batch for each; use as many"
         )
+    if resumed and (began := source / "script.py").exists() and began.read_bytes() != script.read_bytes():
+        ranks.say(
+            f"{script.name} isn't what it was when the run began, which {began} still is; the run goes on with it"
+        )
     shapes, others = ({k: v.shape for k, v in state.items()} for state in (model.state_dict(), weights))
     if shapes != others:
         wrong = min(k for k in shapes | others if shapes.get(k) != others.get(k))

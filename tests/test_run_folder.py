@@ -130,6 +130,19 @@ def test_a_run_whose_log_is_damaged_goes_on_and_says_so(command, tmp_path, monke
     assert [row["step"] for row in rows_of(tmp_path / "run")] == ["4", "6"]
 
 
+def test_a_resumed_run_says_that_its_script_has_changed(command, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt(patch, convex_imaml, at_call=4)
+        assert command(f"{TINY} --steps 6 --out run") != 0
+    capsys.readouterr()
+    began = tmp_path / "run" / "script.py"
+    began.write_text(began.read_text() + "# of another day\n")
+    assert command("--resume run") == 0
+    said = capsys.readouterr().err
+    assert "note: convex_imaml.py isn't what it was when the run began, which run/script.py still is" in said
+    assert began.read_text().endswith("# of another day\n")
+
+
 def test_what_some_processes_return_is_logged_too(monkeypatch):
     """Values of each process side by side, means averaged over those that have them."""
     ours = {"loss": torch.tensor(1.0), "gradient_norm": torch.tensor(1.0), "mine": torch.tensor([1.0, 2.0])}
