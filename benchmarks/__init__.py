@@ -59,7 +59,8 @@ def settings(name: str, dataset: str, **options) -> tuple[ModuleType, Options]:
 
 
 def trained(run: Path, *scripts: str) -> tuple[Options, dict[str, Tensor]]:
-    """The Config and best weights of a run folder of one of these scripts, or of a released one. Raises UsageError."""
+    """The Config and best weights of a run folder of one of these scripts, or of a released one, for this machine's
+    device, whatever the run's was. Raises UsageError."""
     try:
         saved = json.loads((run / "config.json").read_text())["options"]
         weights = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)["best_state"]
@@ -69,7 +70,8 @@ def trained(run: Path, *scripts: str) -> tuple[Options, dict[str, Tensor]]:
         raise UsageError(f"--run {run}: expected a run of {' or '.join(f'{name}.py' for name in scripts)}")
     script = importlib.import_module(saved["algorithm"])
     names = {field.name for field in dataclasses.fields(script.Config)}
-    return script.Config(**{option: value for option, value in saved.items() if option in names}), weights
+    options = {option: value for option, value in saved.items() if option in names} | {"device": "auto"}
+    return script.Config(**options), weights
 
 
 def training(

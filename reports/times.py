@@ -38,9 +38,7 @@ class Times:
         for path in tables:
             try:
                 table = json.loads(Path(path).read_text())
-                rows = [
-                    row | {"is": settled(row["options"]["precision"], table), "machine": table} for row in table["rows"]
-                ]
+                rows = [row | {"is": settled(row["options"]["precision"], table)} for row in table["rows"]]
                 machine = f"{table['device']}, {table['processor']}, {table['threads']} threads"
             except (OSError, ValueError, KeyError, TypeError):
                 raise UsageError(f"{path} is no table of times; make one by python -m benchmarks.steps") from None
@@ -113,9 +111,9 @@ def is_of(row: dict, run: Run) -> bool:
     if run.options.get("minutes") and run.options.get("half_size"):
         return False  # its small images ended by the clock, at a step that the options don't tell
     precision, machine = run.config["precision"], run.config.get("hardware", {"device": "cpu"})
-    if machine["device"] != "cpu" and precision == settled("auto", machine):
-        precision = settled("auto", row["machine"])
-    same = (row["algorithm"], row["is"]) == (run.algorithm, precision)
+    automatic = machine["device"] != "cpu" and precision == settled("auto", machine)
+    same = row["algorithm"] == run.algorithm
+    same &= row["is"] == precision or (automatic and row["options"]["precision"] == "auto")
     return same and same_cost(row["options"], run.options)
 
 

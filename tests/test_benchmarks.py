@@ -234,6 +234,8 @@ def test_options_of_a_test_are_compared_on_the_same_validation_tasks_of_a_traine
 ):
     run = train(options="--flip --val-episodes 40 --eval-every 2")
     saved = json.loads((run / "result.json").read_text())
+    about = (run / "config.json").read_text()
+    (run / "config.json").write_text(about.replace('"device": "cpu"', '"device": "cuda"', 1))  # a run may come from one
     options = at_test.Options(run, ("views=1", "views=2", "plain-averages=2"), (1,), 40, data_dir, tmp_path)
     at_test.main(options)
     (written,) = tmp_path.glob("at_test-*-plain-averages-views.json")

@@ -210,8 +210,12 @@ def test_a_step_in_another_precision_isnt_the_runs(tmp_path):
 def test_a_gpus_steps_have_the_time_that_they_take_on_the_tables_machine_by_default(bfloat16, tmp_path):
     folder = write_run(tmp_path / "run")
     about = json.loads((folder / "config.json").read_text()) | {"hardware": {"device": "NVIDIA H200"}}
-    times = Times([write_times(tmp_path / "steps.json", ("maml", 30.0, None, {}), bfloat16=bfloat16)])
-    for precision, found in (("float32", True), ("bfloat16", bfloat16)):
+    for told, precision, found in (
+        ("auto", "float32", True), ("auto", "bfloat16", bfloat16), ("float32", "float32", True),
+        ("bfloat16", "float32", False),
+    ):  # fmt: skip
+        line = ("maml", 30.0, None, {"precision": told})
+        times = Times([write_times(tmp_path / "steps.json", line, bfloat16=bfloat16)])
         (folder / "config.json").write_text(json.dumps(about | {"precision": precision}))
         assert (times.row(find([folder])[0]) is not None) == found
 
