@@ -48,7 +48,7 @@ class Config(Options):
 SETTINGS = {
     "glyphs": dict(steps=1200, tasks=8, train_queries=5, keep_border=True),
     "omniglot": dict(steps=12_000, tasks=8, train_queries=5, keep_border=True),
-    "miniimagenet": dict(steps=6200, tasks=16, train_queries=5, width=32, flip=True, eval_every=500),
+    "miniimagenet": dict(steps=6500, tasks=16, train_shots=5, train_queries=5, width=32, flip=True, eval_every=500),
     "other": dict(steps=3100, tasks=16, train_queries=5, width=32, flip=True),
 }
 

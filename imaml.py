@@ -57,7 +57,7 @@ class Config(Options):
 SETTINGS = {
     "glyphs": dict(steps=400, tasks=8, train_queries=5, keep_border=True, clip=1.0),
     "omniglot": dict(steps=2800, tasks=8, train_queries=5, keep_border=True, clip=1.0),
-    "miniimagenet": dict(steps=3200, tasks=4, train_queries=5, width=32, learning_rate=1e-3, flip=True, eval_every=400),
+    "miniimagenet": dict(steps=6300, tasks=4, train_queries=5, width=32, learning_rate=1e-3, flip=True, eval_every=700),
     "other": dict(steps=1600, tasks=4, train_queries=5, width=32, learning_rate=1e-3, flip=True),
 }
 
