@@ -21,7 +21,9 @@ from common import folder, lock, meters, shards
 from data_prep import output
 from tests.runs import TINY
 
-torch.set_num_threads(1)  # the tests' networks are too small to share out
+# The tests' networks are too small to share out, and two threads each of what runs at a time are in each other's way.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 
 def write_set(data_dir: Path, name: str, classes=(12, 8, 9), counts=(20, 24), shape=(1, 28, 28), seed=0) -> Path:
