@@ -57,8 +57,7 @@ def query_in(folder: Path, without: Path) -> list[Path]:
     where there are none."""
     if folder.is_file() and is_picture(folder.name):
         return [folder]
-    sheets = _sheets(without)
-    files = [file for file in _pictures_below(folder) if file.resolve() not in sheets]
+    files = list(_pictures_below(folder, without))
     if not files:
         kinds = f" ({kinds})" if (kinds := kinds_of(others_below(folder, without))) else ""
         what = f"no picture in it{kinds}" if folder.is_dir() else "no such folder"
@@ -69,14 +68,7 @@ def query_in(folder: Path, without: Path) -> list[Path]:
 
 def others_below(folder: Path, without: Path) -> list[str]:
     """What is in a folder beside pictures, such as .heic, which can't be read; links that lead nowhere, too."""
-    sheets = _sheets(without)
-    files = (file for file in _files_below(folder) if file.resolve() not in sheets)
-    return [file.name for file in files if not _is_readable(file)]
-
-
-def _sheets(out: Path) -> set[Path]:
-    """What an earlier command has put there."""
-    return {out.resolve() / name for name in ("sheet.png", "sheet.html", "predictions.csv")}
+    return [file.name for file in _files_below(folder, without) if not _is_readable(file)]
 
 
 def shown(file: Path, folder: Path) -> str:
@@ -181,16 +173,18 @@ class Prepared:
             yield f"all pictures are grey or nearly so, and {dataset} is in colours"
 
 
-def _pictures_below(folder: Path) -> Iterator[Path]:
-    return filter(_is_readable, _files_below(folder))
+def _pictures_below(folder: Path, without: Path | None = None) -> Iterator[Path]:
+    return filter(_is_readable, _files_below(folder, without))
 
 
 def _is_readable(file: Path) -> bool:
     return is_picture(file.name) and file.is_file()
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """In the order of their names, also in folders that are links; hidden ones are left out."""
+def _files_below(folder: Path, without: Path | None = None) -> Iterator[Path]:
+    """In the order of their names, also in folders that are links; hidden ones are left out, and what an earlier
+    command has put into the folder `without`."""
+    sheets = {without.resolve() / name for name in ("sheet.png", "sheet.html", "predictions.csv")} if without else ()
     for root, folders, names in os.walk(folder, followlinks=True):
         # A link to a folder above would be walked for ever.
         folders[:] = sorted(
@@ -198,7 +192,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
             for name in folders
             if not name.startswith(".") and Path(root, name).resolve() not in (Path(root).resolve() / name).parents
         )
-        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
+        files = (Path(root, name) for name in sorted(names) if not name.startswith("."))
+        yield from (file for file in files if file.resolve() not in sheets)
 
 
 def _lighter_at_its_edge(grey: np.ndarray) -> bool:
