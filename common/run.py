@@ -242,10 +242,8 @@ class Run:
 
 def outer_optimizer(model: nn.Module, config: Options) -> torch.optim.Optimizer:
     """AdamW or plain SGD; weight decay isn't for biases, batch norm's and single numbers."""
-    groups = [[p for p in model.parameters() if (p.dim() > 1) == decays] for decays in (True, False)]
+    decaying, others = ([p for p in model.parameters() if (p.dim() > 1) == decays] for decays in (True, False))
+    groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     kind = {"adam": torch.optim.AdamW, "sgd": torch.optim.SGD}[config.outer]
-    return kind(
-        [{"params": groups[0], "weight_decay": config.weight_decay}, {"params": groups[1], "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        fused=groups[1][0].is_cuda or None,  # one launch for all weights
-    )
+    fused = next(model.parameters()).is_cuda or None  # one launch for all weights
+    return kind(groups, lr=config.learning_rate, fused=fused)
