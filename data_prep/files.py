@@ -128,6 +128,15 @@ def open_files(paths: list[Path], always: tuple[str, ...] = (), arrays: bool = T
         yield RawFiles(joined.where, joined.files, hidden, joined.folders)
 
 
+def walk(folder: Path, onerror: Callable | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """os.walk in the order of names, also into folders that are links; but not into a link to a folder above, which
+    would be walked for ever."""
+    for root, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
+        here = Path(root).resolve()
+        folders[:] = sorted(name for name in folders if Path(root, name).resolve() not in (here / name).parents)
+        yield Path(root), folders, sorted(names)
+
+
 def table_of(path: Path) -> bytes:
     """The content of a table or list that was given by hand. Raises UsageError where it is too large."""
     with open(path, "rb") as file:
@@ -229,13 +238,9 @@ def _folder(path: Path) -> Members:
     def fail(error: OSError):
         raise error
 
-    for root, folders, names in os.walk(path, onerror=fail, followlinks=True):
-        # A link to a folder above would be walked for ever.
-        folders[:] = [f for f in folders if Path(root, f).resolve() not in (Path(root).resolve() / f).parents]
-        members.folders += [Path(root, f).relative_to(path).as_posix() for f in folders]
-        for name in names:
-            file = Path(root, name)
-            members.files[file.relative_to(path).as_posix()] = _opener(file)
+    for root, folders, names in walk(path, fail):
+        members.folders += [(root / name).relative_to(path).as_posix() for name in folders]
+        members.files |= {(root / name).relative_to(path).as_posix(): _opener(root / name) for name in names}
     return members
 
 

@@ -1,7 +1,6 @@
 """Folders of pictures: what a person has labelled, and what is to be labelled."""
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.shards import UsageError, storable
-from data_prep.files import a_few, is_picture, kinds_of
+from data_prep.files import a_few, is_picture, kinds_of, walk
 from data_prep.omniglot import on_white
 from data_prep.pictures import Pictures, plain
 from data_prep.prepare import prepare
@@ -185,14 +184,9 @@ def _files_below(folder: Path, without: Path | None = None) -> Iterator[Path]:
     """In the order of their names, also in folders that are links; hidden ones are left out, and what an earlier
     command has put into the folder `without`."""
     sheets = {without.resolve() / name for name in ("sheet.png", "sheet.html", "predictions.csv")} if without else ()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        # A link to a folder above would be walked for ever.
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and Path(root, name).resolve() not in (Path(root).resolve() / name).parents
-        )
-        files = (Path(root, name) for name in sorted(names) if not name.startswith("."))
+    for root, folders, names in walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files = (root / name for name in names if not name.startswith("."))
         yield from (file for file in files if file.resolve() not in sheets)
 
 

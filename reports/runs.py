@@ -1,7 +1,7 @@
 """Run folders, as a report reads them: trainings, also unfinished ones, and tests that --evaluate made of them."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from common import log
 from common.shards import ROOT, UsageError
+from data_prep.files import walk
 from reports.methods import ALGORITHMS, DATASETS, as_published, method_of
 
 # Options that say nothing of how a run was trained. Runs that differ in no others are one, with other seeds.
@@ -83,32 +84,32 @@ class Run:
 def like_for_like(folders: Iterable[Path], named: Iterable[Path] = ()) -> list[Run]:
     """Runs that differ in the inner loop alone: those in folders `alike`, at any depth of these, and in `named`. One in
     which no training has begun to log counts as none."""
-    inside = [below for folder in folders for below in Path(folder).rglob("alike") if any(below.rglob("log.csv"))]
+    inside = [
+        below
+        for folder in folders
+        for below, _ in _below(folder)
+        if below.name == "alike" and below != folder and any("log.csv" in names for _, names in _below(below))
+    ]
     return find([*inside, *named]) if inside or named else []
 
 
 def apart(folders: Iterable[Path], named: Iterable[Path] = ()) -> tuple[list[Run], list[Run]]:
     """(the runs in folders that aren't like for like, those that are)."""
     alike = like_for_like(folders, named)
-    aside = {run.folder for run in alike}
-    return [run for run in find(folders) if run.folder not in aside], alike
+    aside = {run.folder.resolve() for run in alike}
+    return [run for run in find(folders) if run.folder.resolve() not in aside], alike
 
 
 def find(folders: Iterable[Path]) -> list[Run]:
-    """The runs in folders, or that folders are, in the order of methods, data sets and names. Hidden folders are left
-    out; so are runs with unequal shots, and tests with another number of queries than in training: what they ask is
-    something else.
+    """The runs in folders, or that folders are, in the order of methods, data sets and names; each once, and also where
+    it is a link. Hidden folders are left out; so are runs with unequal shots, and tests with another number of queries
+    than in training: what they ask is something else.
 
     Raises UsageError where there are none, or where a test's training isn't there.
     """
     folders = [Path(folder) for folder in folders]
-    there = {
-        file.parent
-        for folder in folders
-        for name in ("config.json", "result.json")
-        for file in folder.rglob(name)
-        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    }
+    below = [each for folder in folders for each in _below(folder)]
+    there = {folder.resolve(): folder for folder, names in below if {"config.json", "result.json"} & {*names}}.values()
     trained = {folder: _config(folder) for folder in there if _is_training(folder)}
     runs = []
     for folder in there:
@@ -195,6 +196,13 @@ def _tests_of_others(task: Task, runs: list[Run], chosen: dict[Task, dict[str, l
     if any(run in trained for run in runs):
         tests = [run for run in tests if run.alike in alike]
     return sorted(tests, key=lambda run: run.views != run.options.get("views", 1))
+
+
+def _below(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The folder and those below it, but for hidden ones, each with the names of its files."""
+    for root, folders, names in walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield root, names
 
 
 def _read(path: Path) -> dict:

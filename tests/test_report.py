@@ -19,7 +19,7 @@ import report
 from common.command import command as run_command
 from common.shards import UsageError
 from reports import curves, drawing, errors, smoothness, tables
-from reports.runs import find, like_for_like, shown_tests, shown_trainings
+from reports.runs import apart, find, like_for_like, shown_tests, shown_trainings
 from reports.times import Times, half_steps
 from tests.conftest import write_set
 from tests.runs import SMALL
@@ -163,6 +163,18 @@ def test_hidden_folders_such_as_a_release_in_the_making_are_left_out(tmp_path):
     write_run(tmp_path / ".maml.partial")
     assert [run.name for run in find([tmp_path])] == ["run"]
     assert [run.name for run in find([tmp_path / ".maml.partial"])] == [".maml.partial"]  # but for one that is named
+
+
+def test_a_run_that_is_a_link_counts_and_none_counts_twice(tmp_path):
+    run = write_run(tmp_path / "elsewhere" / "run")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "linked").symlink_to(run)
+    (tmp_path / "runs" / "loop").symlink_to(tmp_path)
+    assert [run.name for run in find([tmp_path / "runs"])] == ["linked"]
+    assert len(find([tmp_path, tmp_path / "runs", run])) == 1
+    (tmp_path / "runs" / "alike").symlink_to(write_run(tmp_path / "others" / "other").parent)
+    runs, alike = apart([tmp_path / "runs", tmp_path / "others"])
+    assert [run.name for run in runs] == ["linked"] and [run.name for run in alike] == ["other"]
 
 
 def test_what_is_no_run_is_one_line(tmp_path, monkeypatch, capsys):
