@@ -16,7 +16,8 @@ from common.command import command, read
 from common.shards import UsageError
 from reports import sections
 from reports.page import Page
-from reports.runs import apart, shown_tests, shown_trainings, task_name
+from reports.runs import apart, task_name
+from reports.shown import shown_tests, shown_trainings
 from reports.times import Times, tables_of_times
 
 

@@ -5,7 +5,8 @@ from common.shards import ROOT
 from docs import of_results
 from reports import curves, tables
 from reports.methods import ALGORITHMS, DATASETS
-from reports.runs import Run, Task, like_for_like, shown_tests, shown_trainings
+from reports.runs import Run, Task, like_for_like
+from reports.shown import shown_tests, shown_trainings
 from reports.tables import Table
 
 CELLS = tuple((dataset, 5, shots) for dataset in ("omniglot", "miniimagenet") for shots in (1, 5))

@@ -10,7 +10,7 @@ import numpy as np
 from common import log
 from common.shards import ROOT, UsageError
 from data_prep.files import walk
-from reports.methods import ALGORITHMS, DATASETS, as_published, method_of
+from reports.methods import ALGORITHMS, DATASETS, method_of
 
 # Options that say nothing of how a run was trained. Runs that differ in no others are one, with other seeds.
 ASIDE = {
@@ -139,63 +139,6 @@ def task_name(task: Task) -> str:
 def in_order(tasks: Iterable[Task]) -> list[Task]:
     """Each once: data sets as they are always shown, few shots first."""
     return sorted(set(tasks), key=lambda task: (_place(task[0], DATASETS), *task))
-
-
-def shown_trainings(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
-    """Of every task and algorithm the training that is shown, as its runs by seed.
-
-    Where there are several, of the method as published before others, the one with the highest validation accuracy, the
-    mean of its seeds' best; the test decides nothing.
-    """
-    shown: dict[Task, dict[str, list[Run]]] = {task: {} for task in in_order(run.trained_on for run in runs)}
-    groups: dict[tuple, dict[int, Run]] = {}  # of each seed the one that came furthest
-    for run in runs:
-        if np.isfinite(run.column("val_accuracy")).any():
-            of_seeds = groups.setdefault((run.trained_on, run.algorithm, run.alike), {})
-            known = of_seeds.setdefault(run.seed, run)
-            of_seeds[run.seed] = max(known, run, key=lambda run: (bool(run.result), len(run.rows)))
-    best: dict[tuple, tuple[bool, float]] = {}
-    for (task, algorithm, _), of_seeds in groups.items():
-        group = sorted(of_seeds.values(), key=lambda run: run.seed)
-        reached = float(np.mean([np.nanmax(run.column("val_accuracy")) for run in group]))
-        rank = as_published(group[0].options), reached
-        if (task, algorithm) not in best or rank > best[task, algorithm]:
-            best[task, algorithm] = rank
-            shown[task][algorithm] = group
-    return {task: of_task for task, of_task in shown.items() if of_task}
-
-
-def shown_tests(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
-    """Of every task and algorithm the test that is shown, by seed: of the training for this task, or where there is
-    none, of another one of `shown_trainings` on the data set, with as many views as it has."""
-    chosen = shown_trainings(runs)
-    shown: dict[Task, dict[str, list[Run]]] = {}
-    for task in in_order(run.tested_on for run in runs if run.result):
-        of_task = {}
-        for algorithm in dict.fromkeys(run.algorithm for run in runs):
-            own = [_best_known(run, runs) for run in chosen.get(task, {}).get(algorithm, []) if run.result]
-            others = _tests_of_others(task, [run for run in runs if run.algorithm == algorithm], chosen)
-            if group := own or others[:1]:
-                of_task[algorithm] = group
-        shown[task] = of_task
-    return {task: of_task for task, of_task in shown.items() if of_task}
-
-
-def _best_known(run: Run, runs: list[Run]) -> Run:
-    """Of a training's own test and others of it on its task, with as many views, that of most episodes."""
-    same = [test for test in runs if (test.again, test.views) == (run.folder, run.views)]
-    same = [test for test in same if test.tested_on == run.tested_on]
-    return max([run, *same], key=lambda test: test.result["test_episodes"])
-
-
-def _tests_of_others(task: Task, runs: list[Run], chosen: dict[Task, dict[str, list[Run]]]) -> list[Run]:
-    """Tests on the task that are no training's own, with as many views as in training first."""
-    trained = [run for groups in chosen.values() for group in groups.values() for run in group]
-    alike = {run.alike for run in trained if run in runs and run.trained_on[0] == task[0]}
-    tests = [run for run in runs if run.result and not run.rows and run.tested_on == task]
-    if any(run in trained for run in runs):
-        tests = [run for run in tests if run.alike in alike]
-    return sorted(tests, key=lambda run: run.views != run.options.get("views", 1))
 
 
 def _below(folder: Path) -> Iterator[tuple[Path, list[str]]]:

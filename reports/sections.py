@@ -7,7 +7,8 @@ import numpy as np
 from common.shards import ROOT, UsageError
 from reports import curves, errors, pictures, tables
 from reports.page import Page
-from reports.runs import Run, Task, shown_trainings, task_name
+from reports.runs import Run, Task, task_name
+from reports.shown import shown_trainings
 from reports.tables import Table
 from reports.times import Times
 

@@ -17,7 +17,8 @@ from common.options import of_tests
 from common.shards import ROOT
 from docs import of_claims, of_results, tables
 from predictions import trained
-from reports.runs import like_for_like, shown_trainings
+from reports.runs import like_for_like
+from reports.shown import shown_trainings
 from reports.tables import last, minutes_to
 
 PAGES = {name: (ROOT / name).read_text() for name in (*tables.PAGES, "CONTRIBUTING.md")}

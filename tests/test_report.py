@@ -19,7 +19,8 @@ import report
 from common.command import command as run_command
 from common.shards import UsageError
 from reports import curves, drawing, errors, smoothness, tables
-from reports.runs import apart, find, like_for_like, shown_tests, shown_trainings
+from reports.runs import apart, find, like_for_like
+from reports.shown import shown_tests, shown_trainings
 from reports.times import Times, half_steps
 from tests.conftest import write_set
 from tests.runs import SMALL
