@@ -32,6 +32,8 @@ class Run:
     """of log.csv"""
     again: Path | None = None
     """the folder of the training that this tests again, unless it is a training"""
+    differing: frozenset[str] = frozenset()
+    """options that this test had otherwise than the training, as far as it tells them"""
 
     @property
     def training(self) -> Path:
@@ -120,8 +122,9 @@ def find(folders: Iterable[Path]) -> list[Run]:
             own = _config(folder) if (folder / "config.json").exists() else None
             again = _training_of(folder, own, trained)
             config = trained[again] if again else _config_without(folder, own)
-            if not _asks_otherwise(own, config):
-                runs.append(Run(folder, config, result, again=again))
+            differing = _differing(own, result, config)
+            if not differing & {"queries", "unequal_shots"}:
+                runs.append(Run(folder, config, result, again=again, differing=differing))
     runs = [run for run in runs if not run.options.get("unequal_shots")]
     if not runs:
         names = ", ".join(map(str, folders)) or "no folder is named"
@@ -199,12 +202,11 @@ def _config_without(folder: Path, own: dict | None) -> dict:
     return own
 
 
-def _asks_otherwise(own: dict | None, training: dict) -> bool:
-    """Whether a test's own config.json, if it has one, has other queries or unequal shots."""
-    if own is None:
-        return False
-    options = own["options"]
-    return bool(options.get("unequal_shots")) or options["queries"] != training["options"]["queries"]
+def _differing(own: dict | None, result: dict, training: dict) -> frozenset[str]:
+    """The options that a test's config.json, `own`, if it has one, or its result says it had otherwise."""
+    asked = (own["options"] if own else {}) | result
+    known = {name: value for name, value in training["options"].items() if name not in ASIDE | {"steps"}}
+    return frozenset(name for name, value in known.items() if asked.get(name, value) != value)
 
 
 def _place(name: str, order: Iterable[str]) -> tuple[int, str]:

@@ -5,6 +5,8 @@ import numpy as np
 from reports.methods import as_published
 from reports.runs import Run, Task, in_order
 
+TASK = {"dataset", "ways", "shots"}
+
 
 def shown_trainings(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
     """Of every task and algorithm the training that is shown, as its runs by seed.
@@ -32,7 +34,7 @@ def shown_trainings(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
 
 def shown_tests(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
     """Of every task and algorithm the test that is shown, by seed: of the training for this task, or where there is
-    none, of another one of `shown_trainings` on the data set, with as many views as it has."""
+    none, of another one of `shown_trainings` on the data set, with the options that it has."""
     chosen = shown_trainings(runs)
     shown: dict[Task, dict[str, list[Run]]] = {}
     for task in in_order(run.tested_on for run in runs if run.result):
@@ -47,17 +49,16 @@ def shown_tests(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
 
 
 def _best_known(run: Run, runs: list[Run]) -> Run:
-    """Of a training's own test and others of it on its task, with as many views, that of most episodes."""
-    same = [test for test in runs if (test.again, test.views) == (run.folder, run.views)]
-    same = [test for test in same if test.tested_on == run.tested_on]
+    """Of a training's own test and others of it with the same options, that of most episodes."""
+    same = [test for test in runs if test.again == run.folder and not test.differing]
     return max([run, *same], key=lambda test: test.result["test_episodes"])
 
 
 def _tests_of_others(task: Task, runs: list[Run], chosen: dict[Task, dict[str, list[Run]]]) -> list[Run]:
-    """Tests on the task that are no training's own, with as many views as in training first."""
+    """Tests on the task that are no training's own, first those with the training's options, and of most episodes."""
     trained = [run for groups in chosen.values() for group in groups.values() for run in group]
     alike = {run.alike for run in trained if run in runs and run.trained_on[0] == task[0]}
     tests = [run for run in runs if run.result and not run.rows and run.tested_on == task]
     if any(run in trained for run in runs):
         tests = [run for run in tests if run.alike in alike]
-    return sorted(tests, key=lambda run: run.views != run.options.get("views", 1))
+    return sorted(tests, key=lambda run: (len(run.differing - TASK), -run.result["test_episodes"]))

@@ -123,7 +123,7 @@ def test_a_test_in_another_place_has_the_training_that_its_config_names(tmp_path
 def test_a_test_of_more_episodes_is_shown_in_place_of_the_trainings_own(tmp_path):
     run = write_run(tmp_path / "run", test=0.5)
     write_test(run / "test-few", run, test_accuracy=0.6, test_episodes=50)
-    write_test(run / "test-views", run, test_accuracy=0.8, test_episodes=2000, views=4)
+    write_test(run / "test-steps", run, test_accuracy=0.8, test_episodes=2000, test_inner_steps=9)
     assert [r.name for r in shown_tests(find([tmp_path]))["omniglot", 5, 1]["maml"]] == ["run"]
     write_test(run / "test-many", run, test_accuracy=0.7, test_episodes=1000)
     assert [r.name for r in shown_tests(find([tmp_path]))["omniglot", 5, 1]["maml"]] == ["test-many"]
@@ -138,8 +138,12 @@ def test_a_method_with_learned_rates_has_a_name_of_its_own_and_is_shown_where_it
     assert (run.name, run.method) == ("plain", "MAML")
 
 
-def test_a_cell_without_a_training_of_its_own_has_the_test_of_the_shown_one(tmp_path):
+def test_a_cell_without_a_training_of_its_own_has_the_test_of_the_shown_one_with_its_options(tmp_path):
     run = write_run(tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    centred = write_test(run / "test-1-centred", run, shots=5, test_accuracy=0.99)  # whose result doesn't say how
+    config["options"] |= {"shots": 5, "position_mean": 1.0}
+    (centred / "config.json").write_text(json.dumps(config))
     worse = write_run(tmp_path / "worse", accuracies=(0.1, 0.2), width=8)
     write_test(run / "test-5", run, shots=5, test_accuracy=0.9)
     write_test(tmp_path / "worse-5", worse, shots=5, test_accuracy=0.99)
