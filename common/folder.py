@@ -51,16 +51,10 @@ def write_new(folder: Path, files: dict[str, str | bytes]) -> None:
         raise
 
 
-def description(config: Options, script: Path, processes: int, device: torch.device) -> dict:
-    """What config.json says of a run."""
-    options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
-    del options["print_config"]
-    for name in ("data_dir", "evaluate"):
-        if given := getattr(config, name):  # whole, or relative to the project, so that a run folder may move with it
-            path = given.absolute()
-            options[name] = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
-    return {
-        "options": {"algorithm": script.stem, **options},
+def description(config: Options, script: Path, processes: int, device: torch.device) -> str:
+    """The config.json of a run."""
+    about = {
+        "options": {"algorithm": script.stem, **_told(config)},
         "command": [script.name, *sys.argv[1:]],
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__},
         "commit": meters.commit(script.resolve().parent),
@@ -69,6 +63,27 @@ def description(config: Options, script: Path, processes: int, device: torch.dev
         "hardware": meters.hardware(device),
         "data": describe(config.data_dir / config.dataset / ("test.h5" if config.evaluate else "train.h5")),
     }
+    return json.dumps(about, indent=1)
+
+
+def tell_changes(folder: Path, config: Options) -> None:
+    """Let config.json say what a resumed run has otherwise than it began, such as --data-dir or --test-episodes."""
+    about = json.loads((folder / "config.json").read_text())
+    told = _told(config)
+    names = [field.name for field in dataclasses.fields(config) if field.metadata.get("at_resume")]
+    about["options"] |= {name: told[name] for name in names if name in about["options"] and name != "resume"}
+    write_whole(folder / "config.json", json.dumps(about, indent=1))
+
+
+def _told(config: Options) -> dict:
+    """The options as config.json has them."""
+    options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
+    del options["print_config"]
+    for name in ("data_dir", "evaluate"):
+        if given := getattr(config, name):  # whole, or relative to the project, so that a run folder may move with it
+            path = given.absolute()
+            options[name] = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+    return options
 
 
 def load(

@@ -6,7 +6,6 @@ curves.png.
 
 import contextlib
 import io
-import json
 import math
 import subprocess
 import sys
@@ -124,9 +123,10 @@ class Run:
             self.best_state = saved["best_state"] if c.evaluate or self.best[0] >= 0 else {}  # not found best yet
         if not c.resume:
             self._take_folder()
-        if self.rank == 0 and not c.resume:
-            about = folder.description(c, self.script, self.world, self.device)
-            files = {"config.json": json.dumps(about, indent=1)}
+        if self.rank == 0 and c.resume:
+            folder.tell_changes(self.folder, c)
+        elif self.rank == 0:
+            files = {"config.json": folder.description(c, self.script, self.world, self.device)}
             if not c.evaluate:
                 files |= {"script.py": self.script.read_bytes(), "log.csv": self.log.text()}
                 files |= {"checkpoint.pt": self._checkpoint(model, optimizer)}

@@ -130,6 +130,19 @@ def test_a_run_whose_log_is_damaged_goes_on_and_says_so(command, tmp_path, monke
     assert [row["step"] for row in rows_of(tmp_path / "run")] == ["4", "6"]
 
 
+def test_a_resumed_run_tells_what_it_has_otherwise_than_it_began(command, tmp_path, monkeypatch, data_dir):
+    with monkeypatch.context() as patch:
+        interrupt(patch, convex_imaml, at_call=4)
+        assert command(f"{TINY} --steps 6 --out run") != 0
+    began = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "moved").symlink_to(data_dir)
+    assert command("--resume run --test-episodes 5 --data-dir moved") == 0
+    about = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test_episodes"] == 5
+    assert about["options"] == began["options"] | {"test_episodes": 5, "data_dir": "moved"} != began["options"]
+    assert about | {"options": {}} == began | {"options": {}}
+
+
 def test_a_resumed_run_says_that_its_script_has_changed(command, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         interrupt(patch, convex_imaml, at_call=4)
