@@ -4,10 +4,10 @@ The paper names them as future work. With --unequal-shots, 5 shots are the mean 
 to 9. Every script is trained with equal and with unequal shots, and each of these runs is tested with both.
 
     python -m benchmarks.imbalance --dataset omniglot --steps 2000 --out results/benchmarks
+    python -m benchmarks.imbalance --dataset omniglot --of results --out results/benchmarks    trains nothing
 
 A test image has one view, also where a script would average over several, as that takes many times as long. Runs are
-RUNS/SCRIPT-DATASET-equal and -unequal, and their tests lie in them. What is there isn't made again, so that a
-run that exists (5 shots, a test of as many --queries) may be put there as it is.
+RUNS/SCRIPT-DATASET-equal and -unequal, and their tests lie in them. What is there isn't made again.
 """
 
 import json
@@ -38,32 +38,50 @@ class Options(OnData):
     """of every training; by default the script's own for the data set"""
     test_episodes: int = 1000
     device: str = "cpu"
+    of: Path | None = None
+    """a folder such as results/, whose SCRIPT-DATASET are tested; they were trained with equal shots, of any number"""
     runs: Path = ROOT / "runs" / "imbalance"
     """folder for the run folders"""
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        return KINDS[:1] if self.of else KINDS
 
 
 def command(script: str, *words: object) -> None:
     subprocess.run([sys.executable, ROOT / f"{script}.py", *map(str, words)], check=True)
 
 
-def runs_of(script: str, options: Options) -> None:
-    """Make, or finish, the script's two runs and their four tests."""
-    data = ("--data-dir", options.data_dir.absolute(), "--device", options.device)
-    for trained in KINDS:
-        run = folder(script, trained, options)
-        if (run / "checkpoint.pt").exists() and not (run / "result.json").exists():
-            command(script, "--resume", run, *data)
-        elif not run.exists():
-            words = ["--dataset", options.dataset, "--shots", options.shots, "--queries", options.queries]
-            words += ["--views", 1] if hasattr(settings(script, options.dataset)[1], "views") else []
-            words += ["--steps", options.steps] if options.steps else []
-            words += ["--unequal-shots"] if trained == "unequal" else []
-            command(script, *words, "--test-episodes", 2, *data, "--out", run)  # its tests are made below
-        for tested in KINDS:
-            if not (run / f"test-{tested}" / "result.json").exists():
-                how = "--unequal-shots" if tested == "unequal" else "--no-unequal-shots"
-                words = ["--evaluate", run, how, "--queries", options.queries, "--test-episodes", options.test_episodes]
-                command(script, *words, *data, "--out", run / f"test-{tested}")
+def asked(script: str, options: Options) -> list:
+    """What is the same in all runs and tests of a script."""
+    views = hasattr(settings(script, options.dataset)[1], "views")
+    words = ["--shots", options.shots, "--queries", options.queries, *(["--views", 1] if views else [])]
+    return [*words, "--data-dir", options.data_dir.absolute(), "--device", options.device]
+
+
+def run_of(script: str, trained: str, options: Options) -> Path:
+    """The run to test: one that exists, or a training that is made, or finished, here."""
+    if options.of:
+        return options.of.absolute() / f"{script}-{options.dataset}"
+    run = folder(script, trained, options)
+    if (run / "checkpoint.pt").exists() and not (run / "result.json").exists():
+        command(script, "--resume", run, "--data-dir", options.data_dir.absolute(), "--device", options.device)
+    elif not run.exists():
+        words = ["--dataset", options.dataset, *asked(script, options)]
+        words += ["--steps", options.steps] if options.steps else []
+        words += ["--unequal-shots"] if trained == "unequal" else []
+        command(script, *words, "--test-episodes", 2, "--out", run)  # its tests are made below
+    return run
+
+
+def test_of(run: Path, script: str, trained: str, tested: str, options: Options) -> Path:
+    """The folder of a run's test, which is made unless it is there."""
+    test = folder(script, trained, options) / f"test-{tested}"
+    if not (test / "result.json").exists():
+        how = "--unequal-shots" if tested == "unequal" else "--no-unequal-shots"
+        words = ["--evaluate", run, how, *asked(script, options), "--test-episodes", options.test_episodes]
+        command(script, *words, "--out", test)
+    return test
 
 
 def folder(script: str, trained: str, options: Options) -> Path:
@@ -90,25 +108,28 @@ def by_shots(test: Path) -> dict[int, tuple[float, float]]:
 def measure(script: str, options: Options) -> dict:
     """{"algorithm", "tests": {"trained, tested": [accuracy, interval]}, "by_shots": of the run with equal shots}."""
     tests = {}
-    for trained in KINDS:
+    for trained in options.trained:
+        run = run_of(script, trained, options)
         for tested in KINDS:
-            result = json.loads((folder(script, trained, options) / f"test-{tested}" / "result.json").read_text())
+            test = test_of(run, script, trained, tested, options)
+            result = json.loads((test / "result.json").read_text())
             tests[f"{trained}, {tested}"] = [result["test_accuracy"], result["test_ci95"]]
     shots = by_shots(folder(script, "equal", options) / "test-unequal")
     return {"algorithm": script, "steps": result["steps"], "tests": tests, "by_shots": shots}
 
 
 def as_table(rows: list[dict]) -> str:
+    kinds = [trained for trained in KINDS if f"{trained}, equal" in rows[0]["tests"]]
     shown = []
     for row in rows:
         tests = row["tests"]
         cells = ["{:.4f} ± {:.4f}".format(*tests[key]) for key in tests]
-        for trained in KINDS:  # the intervals of two independent tests
+        for trained in kinds:  # the intervals of two independent tests
             (equal, a), (unequal, b) = (tests[f"{trained}, {tested}"] for tested in KINDS)
             cells.append(f"{unequal - equal:+.4f} ± {math.hypot(a, b):.4f}")
         shown.append([ALGORITHMS[row["algorithm"]].name, f"{row['steps']:,}", *cells])
-    heads = ["method", "steps", *(f"trained {t}, tested {u}" for t in KINDS for u in KINDS)]
-    return markdown([*heads, "lost, trained equal", "lost, trained unequal"], shown)
+    heads = ["method", "steps", *(f"trained {t}, tested {u}" for t in kinds for u in KINDS)]
+    return markdown([*heads, *(f"lost, trained {trained}" for trained in kinds)], shown)
 
 
 def plot(rows: list[dict], title: str) -> bytes:
@@ -136,13 +157,10 @@ def plot(rows: list[dict], title: str) -> bytes:
 
 
 def main(options: Options) -> None:
-    rows = []
-    for script in options.algorithms:
-        runs_of(script, options)
-        rows.append(measure(script, options))
+    rows = [measure(script, options) for script in options.algorithms]
     content = {"dataset": options.dataset, "shots": options.shots, "queries": options.queries, "rows": rows}
     title = f"{options.dataset}, 5-way, {options.shots} shots in the mean, {options.test_episodes:,} episodes"
-    name = f"imbalance-{options.dataset}"
+    name = f"imbalance-{options.dataset}{'-released' if options.of else ''}"
     report(options.out, name, content, f"{title}\n\n{as_table(rows)}", options.device)
     if options.out:
         (options.out / f"{name}.png").write_bytes(plot(rows, title))
