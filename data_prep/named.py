@@ -29,12 +29,16 @@ class Known(NamedTuple):
 
 SETS = {
     "tieredimagenet": Known(
-        "tieredImageNet", 84, (351, 97, 160), "{train,val,test}_images_png.pkl or _images.npz with _labels.pkl"
+        "tieredImageNet",
+        84,
+        (351, 97, 160),
+        "{train,val,test}_images_png.pkl or _images.npz with _labels.pkl; torchmeta's {train,val,test}_data.hdf5; or "
+        "{train,val,test}/CLASS/*",
     ),
     "cifarfs": Known(
         "CIFAR-FS", 32, (64, 16, 20), "CIFAR_FS_{train,val,test}.pickle, or class folders with class lists"
     ),
-    "fc100": Known("FC100", 32, (60, 20, 20), "FC100_{train,val,test}.pickle, or {train,val,test}/CLASS/*.png"),
+    "fc100": Known("FC100", 32, (60, 20, 20), "FC100_{train,val,test}.pickle, or {train,val,test}/CLASS/*"),
     "cub": Known("CUB-200-2011", 84, (100, 50, 50), "CUB_200_2011.tgz or its images/, with class lists or without"),
 }
 CUB_CLASS = re.compile(r"\d{3}\.\w+")
