@@ -4,10 +4,11 @@ The paper names them as future work. With --unequal-shots, 5 shots are the mean 
 to 9. Every script is trained with equal and with unequal shots, and each of these runs is tested with both.
 
     python -m benchmarks.imbalance --dataset omniglot --steps 2000 --out results/benchmarks
-    python -m benchmarks.imbalance --dataset omniglot --of results --out results/benchmarks    trains nothing
+    python -m benchmarks.imbalance --dataset omniglot --of results/maml-omniglot results/reptile-omniglot
 
 A test image has one view, also where a script would average over several, as that takes many times as long. Runs are
-RUNS/SCRIPT-DATASET-equal and -unequal, and their tests lie in them. What is there isn't made again.
+RUNS/SCRIPT-DATASET-equal and -unequal, and their tests lie in them. What is there isn't made again. With --of, runs
+that exist are tested, and none is trained.
 """
 
 import json
@@ -38,8 +39,8 @@ class Options(OnData):
     """of every training; by default the script's own for the data set"""
     test_episodes: int = 1000
     device: str = "cpu"
-    of: Path | None = None
-    """a folder such as results/, whose SCRIPT-DATASET are tested; they were trained with equal shots, of any number"""
+    of: tuple[Path, ...] = ()
+    """run folders to test, one a script, in place of trainings; they had equal shots, of any number"""
     runs: Path = ROOT / "runs" / "imbalance"
     """folder for the run folders"""
 
@@ -59,10 +60,15 @@ def asked(script: str, options: Options) -> list:
     return [*words, "--data-dir", options.data_dir.absolute(), "--device", options.device]
 
 
+def given(options: Options) -> dict[str, Path]:
+    """The folders of --of, by script."""
+    return {json.loads((run / "config.json").read_text())["options"]["algorithm"]: run.absolute() for run in options.of}
+
+
 def run_of(script: str, trained: str, options: Options) -> Path:
     """The run to test: one that exists, or a training that is made, or finished, here."""
     if options.of:
-        return options.of.absolute() / f"{script}-{options.dataset}"
+        return given(options)[script]
     run = folder(script, trained, options)
     if (run / "checkpoint.pt").exists() and not (run / "result.json").exists():
         command(script, "--resume", run, "--data-dir", options.data_dir.absolute(), "--device", options.device)
@@ -106,7 +112,8 @@ def by_shots(test: Path) -> dict[int, tuple[float, float]]:
 
 
 def measure(script: str, options: Options) -> dict:
-    """{"algorithm", "tests": {"trained, tested": [accuracy, interval]}, "by_shots": of the run with equal shots}."""
+    """{"algorithm", "run": of --of, "steps", "tests": {"trained, tested": [accuracy, interval]}, "by_shots": of the run
+    with equal shots}."""
     tests = {}
     for trained in options.trained:
         run = run_of(script, trained, options)
@@ -115,7 +122,8 @@ def measure(script: str, options: Options) -> dict:
             result = json.loads((test / "result.json").read_text())
             tests[f"{trained}, {tested}"] = [result["test_accuracy"], result["test_ci95"]]
     shots = by_shots(folder(script, "equal", options) / "test-unequal")
-    return {"algorithm": script, "steps": result["steps"], "tests": tests, "by_shots": shots}
+    about = {"algorithm": script, "run": run.name if options.of else None, "steps": result["steps"]}
+    return about | {"tests": tests, "by_shots": shots}
 
 
 def as_table(rows: list[dict]) -> str:
@@ -127,7 +135,8 @@ def as_table(rows: list[dict]) -> str:
         for trained in kinds:  # the intervals of two independent tests
             (equal, a), (unequal, b) = (tests[f"{trained}, {tested}"] for tested in KINDS)
             cells.append(f"{unequal - equal:+.4f} ± {math.hypot(a, b):.4f}")
-        shown.append([ALGORITHMS[row["algorithm"]].name, f"{row['steps']:,}", *cells])
+        name = ALGORITHMS[row["algorithm"]].name
+        shown.append([f"{name}, {row['run']}" if row["run"] else name, f"{row['steps']:,}", *cells])
     heads = ["method", "steps", *(f"trained {t}, tested {u}" for t in kinds for u in KINDS)]
     return markdown([*heads, *(f"lost, trained {trained}" for trained in kinds)], shown)
 
@@ -157,7 +166,7 @@ def plot(rows: list[dict], title: str) -> bytes:
 
 
 def main(options: Options) -> None:
-    rows = [measure(script, options) for script in options.algorithms]
+    rows = [measure(script, options) for script in given(options) or options.algorithms]
     content = {"dataset": options.dataset, "shots": options.shots, "queries": options.queries, "rows": rows}
     title = f"{options.dataset}, 5-way, {options.shots} shots in the mean, {options.test_episodes:,} episodes"
     name = f"imbalance-{options.dataset}{'-released' if options.of else ''}"
