@@ -81,7 +81,8 @@ def as_table(runs: list[dict], options: Options) -> str:
         shown = [accuracy(mine.get(seed)) for seed in seeds]
         rows.append([name, *shown, f"{val:.4f}", against, f"{test:.4f}", f"{steps:,.0f}", f"{ms:.0f}"])
     heads = ["setting", *(f"seed {seed}" for seed in seeds), "mean", "minus the first (each seed)", "test, mean"]
-    about = "inductive; 95 % CI of a run's validation episodes; the test decides nothing"
+    interval = "95 % CI of a run's validation episodes; " if any("val_ci95" in run for run in runs) else ""
+    about = f"inductive; {interval}the test decides nothing"
     what = ", ".join([*options.scripts, *options.options])
     return f"{what}; {about}.\n\n{markdown([*heads, 'steps', 'ms a step'], rows)}"
 

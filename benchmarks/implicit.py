@@ -96,8 +96,8 @@ def as_table(rows: list[dict]) -> str:
         ]
         for row in rows
     ]  # fmt: skip
-    heads = ["inner steps", "inner gradient left", "% stopped at the edge", "cosine, first order", "Steihaug's rule"]
-    heads += ["published damping", "length, Steihaug / exact"]
+    heads = ["inner steps", "inner gradient left", "% stopped at the edge", "cosine, first order"]
+    heads += ["cosine, Steihaug's rule", "cosine, published damping", "length, Steihaug / exact"]
     return markdown(heads, shown)
 
 

@@ -63,7 +63,7 @@ class Log:
             if key == "converged":
                 row["not_converged"] = int(values.numel() - values.sum())
         norms = torch.stack([step["gradient_norm"] for step in steps]).float()
-        if len(norms) > 1:  # how much it oscillates from step to step
+        if len(norms) > 1:  # how much it oscillates within the row
             row["gradient_log_sd"] = float(norms.clamp(min=1e-30).log().std())
         return row
 

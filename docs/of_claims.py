@@ -1,5 +1,7 @@
 """Tables and pictures of the paper's claims, from the runs in results/ that report.py would show."""
 
+import textwrap
+
 from benchmarks import markdown
 from common.shards import ROOT
 from docs import of_results
@@ -40,7 +42,7 @@ def alike(dataset: str) -> str:
     task: Task = dataset, 5, 1
     runs = like_for_like([ROOT / "results"])
     table, said = tables.like_for_like(task, shown_trainings(runs)[task], of_results.times().together(runs))
-    return f"{written(table)}\n\n{said}"
+    return f"{written(table)}\n\n{textwrap.fill(said, 120, break_on_hyphens=False)}"
 
 
 def smoothness(dataset: str) -> str:

@@ -89,7 +89,8 @@ def scale(axes: Axes, name: str) -> None:
     """Norms and times of the methods are powers of ten apart; losses fall by some."""
     if name != "val_accuracy":
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        bottom, top = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if top < 20 * bottom else (1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:

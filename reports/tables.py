@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.options import flag
 from reports.methods import ALGORITHMS, PAPER, PUBLISHED
 from reports.runs import Run, Task, task_name
 from reports.smoothness import deviations, root_mean_square, within_rows
@@ -143,7 +144,7 @@ def smoothness(of_task: dict[str, list[Run]]) -> Table:
             value = root_mean_square(measure(group[0]))
             cells.append("too few rows" if value is None else "{:.3f} ({:.3f} to {:.3f})".format(*value))
         rows.append([group[0].method, *cells])
-    return Table(["method", "from step to step", "of means of 50 steps, from their running median"], rows)
+    return Table(["method", "within 50 steps", "of means of 50 steps, from their running median"], rows)
 
 
 def like_for_like(task: Task, of_task: dict[str, list[Run]], times: Times) -> tuple[Table, str]:
@@ -162,9 +163,11 @@ def like_for_like(task: Task, of_task: dict[str, list[Run]], times: Times) -> tu
 
 
 def differences(runs: list[Run]) -> str:
-    """In which of the options that all have the runs differ, but for the rate, which has a column of its own."""
+    """In which of the options that all have the runs differ, but for the rate, which has a column of its own, and those
+    that not all have."""
     aside = {"learning_rate", "seed", "out", "data_dir", "algorithm", "device"}
-    shared = set.intersection(*(set(run.options) for run in runs)) - aside
+    known = set.intersection(*(set(run.options) for run in runs))
+    shared = known - aside
     differing = []
     for name in sorted(shared):
         values = {str(run.options[name]): [] for run in runs}
@@ -172,8 +175,13 @@ def differences(runs: list[Run]) -> str:
             values[str(run.options[name])].append(run.method)
         if len(values) > 1:
             least = min(values.items(), key=lambda item: len(item[1]))
-            differing.append(f"--{name.replace('_', '-')} ({', '.join(least[1])}: {least[0]})")
-    return f"Of the options that all have, beside the rate, they differ in {', '.join(differing) or 'none'}."
+            differing.append(f"{flag(name)} ({', '.join(least[1])}: {least[0]})")
+    own = []
+    for run in runs:
+        if its := [f"{flag(name)} {value}" for name, value in run.options.items() if name not in known and value]:
+            own.append(f"{run.method} has {', '.join(its)}")
+    said = f"Of the options that all have, beside the rate, they differ in {', '.join(differing) or 'none'}."
+    return f"{said} Of those that not all have, {'; '.join(own)}." if own else said
 
 
 def not_run(runs: list[Run]) -> str:

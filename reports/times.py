@@ -20,6 +20,8 @@ FREE = ASIDE | {
     "ways", "test_inner_steps", "test_inner_batch", "views", "data_dir", "inner_rate", "strength", "logit_scale",
     "train_queries", "train_shots", "train_ways", "plain_averages", "position_mean",
 }  # fmt: skip
+# Options that came later, and what all runs before them did.
+LATER = {"learn_rates": "no"}
 # Those of which only whether they are 0 does.
 SWITCHES = {"half_size", "rotate", "zoom", "shift", "rotate_class", "jitter"}
 
@@ -141,7 +143,8 @@ def half_steps(run: Run) -> float:
 
 def same_cost(options: dict, others: dict) -> bool:
     """Whether a training step's time depends on no option in which they differ. Options that one of them is too old
-    to have are left out."""
+    to have are left out, but for those whose absence says what it did."""
+    options, others = LATER | options, LATER | others
     tasks = [
         [its.get(f"train_{what}") or its[what] for what in ("ways", "shots", "queries")] for its in (options, others)
     ]

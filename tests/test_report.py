@@ -245,6 +245,15 @@ def test_what_changes_no_steps_cost_finds_the_tables_row(tmp_path):
     assert times.row(find([write_run(tmp_path / "zoomed", zoom=0.1)])[0])["ms"] == 30
 
 
+def test_a_table_that_is_older_than_learned_rates_has_no_step_with_them(tmp_path):
+    table = write_times(tmp_path / "steps.json", ("maml", 30.0, None, {}))
+    rows = json.loads(table.read_text())
+    del rows["rows"][0]["options"]["learn_rates"]
+    table.write_text(json.dumps(rows))
+    plain, learned = (find([write_run(tmp_path / how, learn_rates=how)])[0] for how in ("no", "layer"))
+    assert Times([table]).row(plain)["ms"] == 30 and Times([table]).row(learned) is None
+
+
 def test_runs_that_are_compared_have_their_times_from_the_table_that_has_most_of_them(tmp_path):
     write_run(tmp_path / "a", "imaml")
     write_run(tmp_path / "b", "maml", tasks=5)
@@ -314,7 +323,7 @@ def test_oscillation_is_the_spread_of_the_log_norm_whatever_its_size_and_trend(t
     assert smoothness.root_mean_square(np.ones(20)) is None
 
 
-def test_a_log_has_the_oscillation_from_step_to_step(command, tmp_path):
+def test_a_log_has_the_oscillation_within_a_row(command, tmp_path):
     assert command(f"{SMALL} --width 4 --steps 3 --val-episodes 2 --test-episodes 2 --out run") == 0
     run = find([tmp_path / "run"])[0]
     (deviation,) = smoothness.within_rows(run)
@@ -327,6 +336,7 @@ def test_like_for_like_says_in_which_options_runs_still_differ(tmp_path):
     shown = shown_trainings(find([tmp_path]))["omniglot", 5, 1]
     table, said = tables.like_for_like(("omniglot", 5, 1), shown, Times([]))
     assert "--eval-every (" in said and "--tasks" not in said and "--learning-rate" not in said
+    assert "MAML has --inner-steps 1, " in said and "Convex iMAML has " in said and said.count("--strength ") == 1
     maml = shown["maml"][0]
     assert tables.differences([maml, maml]) == "Of the options that all have, beside the rate, they differ in none."
     said = tables.not_run([group[0] for group in shown.values()])
