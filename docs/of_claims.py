@@ -41,7 +41,9 @@ def alike(dataset: str) -> str:
     """The methods on one network and the same tasks, and in what they still differ."""
     task: Task = dataset, 5, 1
     runs = like_for_like([ROOT / "results"])
-    table, said = tables.like_for_like(task, shown_trainings(runs)[task], of_results.times().together(runs))
+    table, said = tables.like_for_like(
+        task, shown_trainings(runs, varied=True)[task], of_results.times().together(runs)
+    )
     return f"{written(table)}\n\n{textwrap.fill(said, 120, break_on_hyphens=False)}"
 
 
@@ -50,7 +52,7 @@ def smoothness(dataset: str) -> str:
 
 
 def smoothness_alike(dataset: str) -> str:
-    return written(tables.smoothness(shown_trainings(like_for_like([ROOT / "results"]))[dataset, 5, 1]))
+    return written(tables.smoothness(shown_trainings(like_for_like([ROOT / "results"]), varied=True)[dataset, 5, 1]))
 
 
 def written(table: Table) -> str:

@@ -59,7 +59,7 @@ def like_for_like(page: Page, runs: list[Run], times: Times) -> None:
         "The methods' settings differ in more than the inner loop. These runs have one network, the same disjoint "
         "tasks, as many images a step, no augmentation and one view of a test image: what the inner loop alone brings."
     )
-    for task, of_task in shown_trainings(runs).items():
+    for task, of_task in shown_trainings(runs, varied=True).items():
         of_task = {algorithm: [run for run in group if run.result] for algorithm, group in of_task.items()}
         of_task = {algorithm: group for algorithm, group in of_task.items() if group}
         if of_task:

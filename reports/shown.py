@@ -8,8 +8,9 @@ from reports.runs import Run, Task, in_order
 TASK = {"dataset", "ways", "shots"}
 
 
-def shown_trainings(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
-    """Of every task and algorithm the training that is shown, as its runs by seed.
+def shown_trainings(runs: list[Run], varied: bool = False) -> dict[Task, dict[str, list[Run]]]:
+    """Of every task and algorithm the training that is shown, as its runs by seed. With `varied` also, by its name, a
+    method that isn't as published.
 
     Where there are several, of the method as published before others, the one with the highest validation accuracy, the
     mean of its seeds' best; the test decides nothing.
@@ -18,17 +19,18 @@ def shown_trainings(runs: list[Run]) -> dict[Task, dict[str, list[Run]]]:
     groups: dict[tuple, dict[int, Run]] = {}  # of each seed the one that came furthest
     for run in runs:
         if np.isfinite(run.column("val_accuracy")).any():
-            of_seeds = groups.setdefault((run.trained_on, run.algorithm, run.alike), {})
+            name = run.method if varied and not as_published(run.options) else run.algorithm
+            of_seeds = groups.setdefault((run.trained_on, name, run.alike), {})
             known = of_seeds.setdefault(run.seed, run)
             of_seeds[run.seed] = max(known, run, key=lambda run: (bool(run.result), len(run.rows)))
     best: dict[tuple, tuple[bool, float]] = {}
-    for (task, algorithm, _), of_seeds in groups.items():
+    for (task, name, _), of_seeds in groups.items():
         group = sorted(of_seeds.values(), key=lambda run: run.seed)
         reached = float(np.mean([np.nanmax(run.column("val_accuracy")) for run in group]))
         rank = as_published(group[0].options), reached
-        if (task, algorithm) not in best or rank > best[task, algorithm]:
-            best[task, algorithm] = rank
-            shown[task][algorithm] = group
+        if (task, name) not in best or rank > best[task, name]:
+            best[task, name] = rank
+            shown[task][name] = group
     return {task: of_task for task, of_task in shown.items() if of_task}
 
 

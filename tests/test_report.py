@@ -136,6 +136,10 @@ def test_a_method_with_learned_rates_has_a_name_of_its_own_and_is_shown_where_it
     write_run(tmp_path / "plain", accuracies=(0.5, 0.6))
     (run,) = shown_trainings(find([tmp_path]))["omniglot", 5, 1]["maml"]
     assert (run.name, run.method) == ("plain", "MAML")
+    beside = shown_trainings(find([tmp_path]), varied=True)["omniglot", 5, 1]
+    assert {name: run.name for name, (run,) in beside.items()} == {"maml": "plain", "MAML, learned rates": "learned"}
+    table, _ = tables.like_for_like(("omniglot", 5, 1), beside, Times([]))
+    assert sorted(row[0] for row in table.rows) == ["MAML", "MAML, learned rates"]
 
 
 def test_a_cell_without_a_training_of_its_own_has_the_test_of_the_shown_one_with_its_options(tmp_path):
