@@ -148,18 +148,26 @@ def smoothness(of_task: dict[str, list[Run]]) -> Table:
 
 
 def like_for_like(task: Task, of_task: dict[str, list[Run]], times: Times) -> tuple[Table, str]:
-    """The methods on one network and the same tasks, and a sentence on the options in which they still differ."""
+    """The methods on one network and the same tasks, and sentences on the options in which they still differ.
+
+    Where the table of times has some of the methods, the others have no time, as their own clocks aren't its.
+    """
     first = [group[0] for group in of_task.values()]
     accuracies = bold([accuracy(run) for run in first])
+    timed = [run for run in first if times.row(run)] or first
     maml = of_task["maml"][0] if "maml" in of_task else None
     rows = []
     for run, ours in zip(first, accuracies):
-        ms = float(np.median(times.step_ms(run)))
-        minutes = [minutes_to(which, last(maml), times) if maml else None for which in (run, maml)]
-        spent = [f"{run.result['steps']:,}", f"{ms:.1f}", f"{times.total(run):.1f}", shown(minutes[0]) if maml else ""]
-        rows.append([run.method, ours, *spent, ratio(minutes[1], minutes[0]), f"{run.options['learning_rate']:g}"])
+        spent = ["", "", "", ""]
+        if run in timed:
+            spent[:2] = f"{np.median(times.step_ms(run)):.1f}", f"{times.total(run):.1f}"
+            if maml in timed:
+                its, mamls = (minutes_to(which, last(maml), times) for which in (run, maml))
+                spent[2:] = shown(its), ratio(mamls, its)
+        rows.append([run.method, ours, f"{run.result['steps']:,}", *spent, f"{run.options['learning_rate']:g}"])
     heads = ["method", "inductive", "steps", "ms a step", "minutes", "minutes to MAML's last validation"]
-    return Table([*heads, "MAML's minutes / these", "rate"], rows), differences(first)
+    said = [f"A step of {run.method} hasn't been timed." for run in first if run not in timed]
+    return Table([*heads, "MAML's minutes / these", "rate"], rows), " ".join([*said, differences(first)])
 
 
 def differences(runs: list[Run]) -> str:

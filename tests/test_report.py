@@ -139,7 +139,12 @@ def test_a_method_with_learned_rates_has_a_name_of_its_own_and_is_shown_where_it
     beside = shown_trainings(find([tmp_path]), varied=True)["omniglot", 5, 1]
     assert {name: run.name for name, (run,) in beside.items()} == {"maml": "plain", "MAML, learned rates": "learned"}
     table, _ = tables.like_for_like(("omniglot", 5, 1), beside, Times([]))
-    assert sorted(row[0] for row in table.rows) == ["MAML", "MAML, learned rates"]
+    assert sorted(row[0] for row in table.rows) == ["MAML", "MAML, learned rates"] and all(row[3] for row in table.rows)
+    times = Times([write_times(tmp_path / "steps.json", ("maml", 30.0, None, {}))])
+    table, said = tables.like_for_like(("omniglot", 5, 1), beside, times)
+    assert {row[0]: row[3:7] for row in table.rows}["MAML, learned rates"] == ["", "", "", ""]
+    assert {row[0]: row[3] for row in table.rows}["MAML"] == "30.0"
+    assert said.startswith("A step of MAML, learned rates hasn't been timed. Of the options")
 
 
 def test_a_cell_without_a_training_of_its_own_has_the_test_of_the_shown_one_with_its_options(tmp_path):
