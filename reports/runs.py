@@ -205,8 +205,9 @@ def _config_without(folder: Path, own: dict | None) -> dict:
 def _differing(own: dict | None, result: dict, training: dict) -> frozenset[str]:
     """The options that a test's config.json, `own`, if it has one, or its result says it had otherwise."""
     asked = (own["options"] if own else {}) | result
-    known = {name: value for name, value in training["options"].items() if name not in ASIDE | {"steps"}}
-    return frozenset(name for name, value in known.items() if asked.get(name, value) != value)
+    trained = {"unequal_shots": False} | training["options"]  # which older runs don't tell
+    compared = set(trained) - ASIDE - {"steps"}
+    return frozenset(name for name in compared if asked.get(name, trained[name]) != trained[name])
 
 
 def _place(name: str, order: Iterable[str]) -> tuple[int, str]:

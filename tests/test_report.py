@@ -166,6 +166,8 @@ def test_what_asks_something_else_than_a_balanced_test_is_left_out(tmp_path):
     run = write_run(tmp_path / "run")
     write_run(tmp_path / "unequal", shots=5, unequal_shots=True)
     config = json.loads((run / "config.json").read_text())
+    older = {name: value for name, value in config["options"].items() if name != "unequal_shots"}
+    (run / "config.json").write_text(json.dumps(config | {"options": older}))
     for name, differs in (("other", {"queries": 10}), ("uneven", {"unequal_shots": True}), ("same", {})):
         folder = write_test(run / f"test-{name}", run, shots=5)
         (folder / "config.json").write_text(json.dumps(config | {"options": config["options"] | differs}))
