@@ -44,10 +44,6 @@ class Options(OnData):
     runs: Path = ROOT / "runs" / "imbalance"
     """folder for the run folders"""
 
-    @property
-    def trained(self) -> tuple[str, ...]:
-        return KINDS[:1] if self.of else KINDS
-
 
 def command(script: str, *words: object) -> None:
     subprocess.run([sys.executable, ROOT / f"{script}.py", *map(str, words)], check=True)
@@ -60,15 +56,8 @@ def asked(script: str, options: Options) -> list:
     return [*words, "--data-dir", options.data_dir.absolute(), "--device", options.device]
 
 
-def given(options: Options) -> dict[str, Path]:
-    """The folders of --of, by script."""
-    return {json.loads((run / "config.json").read_text())["options"]["algorithm"]: run.absolute() for run in options.of}
-
-
-def run_of(script: str, trained: str, options: Options) -> Path:
-    """The run to test: one that exists, or a training that is made, or finished, here."""
-    if options.of:
-        return given(options)[script]
+def training(script: str, trained: str, options: Options) -> Path:
+    """The folder of a training, which is made or finished unless it is there."""
     run = folder(script, trained, options)
     if (run / "checkpoint.pt").exists() and not (run / "result.json").exists():
         command(script, "--resume", run, "--data-dir", options.data_dir.absolute(), "--device", options.device)
@@ -111,18 +100,18 @@ def by_shots(test: Path) -> dict[int, tuple[float, float]]:
     return found
 
 
-def measure(script: str, options: Options) -> dict:
+def measure(script: str, given: Path | None, options: Options) -> dict:
     """{"algorithm", "run": of --of, "steps", "tests": {"trained, tested": [accuracy, interval]}, "by_shots": of the run
     with equal shots}."""
     tests = {}
-    for trained in options.trained:
-        run = run_of(script, trained, options)
+    for trained in KINDS[:1] if given else KINDS:
+        run = given or training(script, trained, options)
         for tested in KINDS:
             test = test_of(run, script, trained, tested, options)
             result = json.loads((test / "result.json").read_text())
             tests[f"{trained}, {tested}"] = [result["test_accuracy"], result["test_ci95"]]
     shots = by_shots(folder(script, "equal", options) / "test-unequal")
-    about = {"algorithm": script, "run": run.name if options.of else None, "steps": result["steps"]}
+    about = {"algorithm": script, "run": given.name if given else None, "steps": result["steps"]}
     return about | {"tests": tests, "by_shots": shots}
 
 
@@ -166,7 +155,9 @@ def plot(rows: list[dict], title: str) -> bytes:
 
 
 def main(options: Options) -> None:
-    rows = [measure(script, options) for script in given(options) or options.algorithms]
+    configs = {run.absolute(): json.loads((run / "config.json").read_text()) for run in options.of}
+    given = {about["options"]["algorithm"]: run for run, about in configs.items()}
+    rows = [measure(script, given.get(script), options) for script in given or options.algorithms]
     content = {"dataset": options.dataset, "shots": options.shots, "queries": options.queries, "rows": rows}
     title = f"{options.dataset}, 5-way, {options.shots} shots in the mean, {options.test_episodes:,} episodes"
     name = f"imbalance-{options.dataset}{'-released' if options.of else ''}"
