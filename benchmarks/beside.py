@@ -11,7 +11,8 @@ that it is measured, with its budget, or after --minutes.
 Trainings are made one after the other, each in a process of its own, and count steps. When all are done, what a step of
 each takes is measured in turns, as benchmarks/steps.py does. Seconds are steps times that: of training alone, without
 validations and the first steps of a process. A command that was stopped goes on, given again, behind the last training
-that was done; where all were done it measures the times anew, and nothing else should run on the machine then.
+that was done, with other --algorithms too: the table has all that were trained with the same options. Where all were
+done it measures the times anew, and nothing else should run on the machine then.
 """
 
 import importlib.util
@@ -34,7 +35,7 @@ class Options(OnData):
     shots: int = 1
     until: float = 0.95
     """validation accuracy at which a training ends"""
-    levels: tuple[float, ...] = (0.90, 0.95, 0.98)
+    levels: tuple[float, ...] = (0.80, 0.90, 0.95)
     """accuracies of which the table says when validation first reached them"""
     minutes: float = 60.0
     """of a training, at most, by its own clock"""
@@ -118,20 +119,23 @@ def as_table(rows: list[dict], times: list[dict], options: Options) -> str:
 
 
 def trained(options: Options, path: Path) -> list[dict]:
-    """The rows that the file at `path` has of these options' trainings, and those of the trainings that it lacks, each
-    written when it is done."""
-    asked = {key: value for key, value in asdict(options).items() if key not in ("out", "data_dir", "turns")}
+    """The rows that the file at `path` has of trainings with these options, and those of the trainings that it lacks,
+    each written when it is done."""
+    differ = ("algorithms", "levels", "out", "data_dir", "turns")
+    asked = {key: value for key, value in asdict(options).items() if key not in differ}
     asked = json.loads(json.dumps(asked))  # lists for tuples, as when read back
     before = json.loads(path.read_text()) if path.exists() else {}
-    rows = before["rows"] if before.get("options") == asked else []
-    for name in options.algorithms[len(rows) :]:
+    rows = {row["algorithm"]: row for row in before["rows"]} if before.get("options") == asked else {}
+    for name in options.algorithms:
+        if "curve" in rows.get(name, ()):
+            continue
         if name == PEER and importlib.util.find_spec(PEER) is None:
-            rows.append({"algorithm": PEER, "reason": "not run: it isn't installed (benchmarks/learn2learn.sh)"})
+            rows[name] = {"algorithm": PEER, "reason": "not run: it isn't installed (benchmarks/learn2learn.sh)"}
         else:
-            rows.append(in_own_process(train, name, options))
+            rows[name] = in_own_process(train, name, options)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"options": asked, "rows": rows}, indent=1))
-    return rows
+        path.write_text(json.dumps({"options": asked, "rows": list(rows.values())}, indent=1))
+    return list(rows.values())
 
 
 def main(options: Options) -> None:
