@@ -101,10 +101,12 @@ class Pictures:
             self.with_frames.append(name)
         halved = any(";16" in str(tile) for tile in image.tile) and not is_deep(image)  # Pillow drops the lower bytes
         # As it is, because scaling it overshoots.
-        dark = halved and np.asarray(decoded(lambda: image.convert("RGB"))).max() < DARK
-        pixels = np.asarray(decoded(lambda: self.convert(image)))
-        if dark or np.ptp(pixels, axis=(0, 1)).max() < FLAT:
+        dark = halved and max(high for _, high in decoded(lambda: image.convert("RGB")).getextrema()) < DARK
+        image = decoded(lambda: self.convert(image))
+        ends = image.getextrema()  # of each band; of grey levels those of the one
+        if dark or max(high - low for low, high in ([ends] if image.mode == "L" else ends)) < FLAT:
             self.flat.append(name)
+        pixels = np.asarray(image)
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
     def _refuse(self, unreadable: dict[str, Exception]) -> None:
