@@ -96,7 +96,7 @@ def _glyph(face: str, character: str) -> Image.Image | None:
     return image.crop(box) if box else None
 
 
-def _faces(character: str) -> list[str]:
+def faces_of(character: str) -> list[str]:
     """The faces that have the character: in their map, with ink, and other than the box for a missing one."""
     found = [face for face in DEJAVU + STIX + COMPUTER_MODERN if character in _face(face)[1]]
     glyphs = [(face, _glyph(face, character), _glyph(face, "\uffff")) for face in found]
@@ -154,7 +154,7 @@ def _candidates() -> list[tuple[str, str, list[str]]]:
             category = unicodedata.category(character)
             whole = unicodedata.normalize("NFKD", character) == character
             if category[0] in categories and category != "Lm" and whole:
-                found.append((script, character, _faces(character)))
+                found.append((script, character, faces_of(character)))
     return [row for row in found if set(row[2]) & set(UPRIGHT)]
 
 

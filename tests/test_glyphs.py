@@ -31,8 +31,12 @@ def sets(glyphs_folder):
 
 
 @pytest.fixture(scope="session")
-def chosen():
-    return glyphs.classes()
+def chosen(sets):
+    """split -> (script, character, its faces) of each class: the names of what was built, as choosing takes long."""
+    return {
+        split: [(name.split("/")[0], c, glyphs.faces_of(c)) for name in names for c in [character(name)]]
+        for split, (_, _, names) in sets.items()
+    }
 
 
 def character(class_name: str) -> str:
