@@ -226,17 +226,28 @@ def test_runs_with_equal_and_unequal_shots_are_each_tested_with_both(data_dir, t
     assert "Convex iMAML, released" in table and "trained unequal" not in table
 
 
-def test_widths_are_compared_with_the_solvers_iterations_beside_them(tmp_path, monkeypatch):
+def test_widths_are_compared_with_steps_in_turns_and_the_solvers_iterations_beside_them(tmp_path, monkeypatch):
     def train(options, script, variant, seed):
         assert "first-width=0" in options.options
         width = int(variant.removeprefix("width="))
-        result = {"algorithm": script.removesuffix(".py"), "seed": seed, "steps": 1, "step_ms": float(width)}
-        result |= {"width": width, "val_accuracy": width / 100, "test_accuracy": 0.5, "config": {}}
+        result = {"algorithm": script.removesuffix(".py"), "seed": seed, "steps": 1, "step_ms": 1.0}
+        result |= {"width": width, "val_accuracy": width / 100 + seed / 10, "test_accuracy": 0.5, "config": {}}
         return result | ({"iterations": 5.0} if script == "convex_imaml.py" else {})
 
+    def in_turns(pieces, turns, warmup):
+        assert all(piece.args[-1]["width"] == width for (_, width), piece in pieces.items())
+        return {key: SimpleNamespace(error=None, seconds=[1e-3 * key[1] * n for n in (1, 2, 3)]) for key in pieces}
+
     monkeypatch.setattr(compare, "train", train)
+    monkeypatch.setattr(widths, "side_by_side", in_turns)
     widths.main(widths.Options(dataset="omniglot", widths=(8, 16), seeds=(0, 1), out=tmp_path))
-    runs = json.loads((tmp_path / "widths-omniglot.json").read_text())["runs"]
-    assert len(runs) == 8 and (tmp_path / "widths-omniglot.png").read_bytes()[:4] == b"\x89PNG"
+    saved = json.loads((tmp_path / "widths-omniglot.json").read_text())
+    assert len(saved["runs"]) == 8 and [row["ms"] for row in saved["times"]["rows"]] == pytest.approx([16, 32] * 2)
+    table = (tmp_path / "widths-omniglot.md").read_text()
+    assert "| Convex iMAML | 16 | 0.1600 | 0.2600 | 0.2100 | 5 | 32 (16 to 48) |" in table
+    assert "| Convex MAML | 8 | 0.0800 | 0.1800 | 0.1300 |  | 16 (8 to 24) |" in table
+    assert (tmp_path / "widths-omniglot.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(UsageError, match="expected two or more"):
         widths.Options(widths=(8, 8))
+    with pytest.raises(UsageError, match="--turns 1"):
+        widths.Options(turns=1)
