@@ -142,7 +142,7 @@ def with_episodes(run: Run, runs: list[Run]) -> Run:
     if (run.folder / "episodes.npz").exists():
         return run
     for other in runs:
-        same = (other.alike, other.seed, other.views) == (run.alike, run.seed, run.views)
+        same = (other.alike, other.seed, other.differing) == (run.alike, run.seed, run.differing)
         if same and other.result and other.tested_on == run.tested_on and (other.folder / "episodes.npz").exists():
             return other
     return run

@@ -18,7 +18,7 @@ from PIL import Image
 import report
 from common.command import command as run_command
 from common.shards import UsageError
-from reports import curves, drawing, errors, smoothness, tables
+from reports import curves, drawing, errors, sections, smoothness, tables
 from reports.runs import apart, find, like_for_like
 from reports.shown import shown_tests, shown_trainings
 from reports.times import Times, half_steps
@@ -127,6 +127,15 @@ def test_a_test_of_more_episodes_is_shown_in_place_of_the_trainings_own(tmp_path
     assert [r.name for r in shown_tests(find([tmp_path]))["omniglot", 5, 1]["maml"]] == ["run"]
     write_test(run / "test-many", run, test_accuracy=0.7, test_episodes=1000)
     assert [r.name for r in shown_tests(find([tmp_path]))["omniglot", 5, 1]["maml"]] == ["test-many"]
+
+
+def test_errors_are_those_of_a_test_with_the_same_options(tmp_path):
+    run = write_run(tmp_path / "run")
+    others = {"a-steps": {"test_inner_steps": 9}, "b-shots": {"shots": 5}, "c-again": {}}
+    for name, result in others.items():
+        (write_test(run / name, run, **result) / "episodes.npz").touch()
+    runs = find([tmp_path])
+    assert sections.with_episodes(next(r for r in runs if r.folder == run), runs).name == "c-again"
 
 
 def test_a_method_with_learned_rates_has_a_name_of_its_own_and_is_shown_where_it_isnt_there_as_published(tmp_path):
