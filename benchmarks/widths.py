@@ -141,7 +141,7 @@ def main(options: Options) -> None:
     path = options.out / f"{its.name}.json"
     content = json.loads(path.read_text()) | {"times": {**origin(options.device), "rows": timed}}
     path.write_text(json.dumps(content, indent=1))
-    runs = content["runs"]
+    runs = [run for run in content["runs"] if run["seed"] in options.seeds]
     path.with_suffix(".png").write_bytes(plot(runs, timed, options))
     trained, machine = (
         ", ".join(f"{key}: {about[key]}" for key in origin(options.device)) for about in (content, content["times"])
