@@ -32,8 +32,8 @@ class Run:
     """of log.csv"""
     again: Path | None = None
     """the folder of the training that this tests again, unless it is a training"""
-    differing: frozenset[str] = frozenset()
-    """options that this test had otherwise than the training, as far as it tells them"""
+    differing: dict = field(default_factory=dict)
+    """options that this test had otherwise than the training, as far as it tells them, with what they were"""
 
     @property
     def training(self) -> Path:
@@ -123,7 +123,7 @@ def find(folders: Iterable[Path]) -> list[Run]:
             again = _training_of(folder, own, trained)
             config = trained[again] if again else _config_without(folder, own)
             differing = _differing(own, result, config)
-            if not differing & {"queries", "unequal_shots"}:
+            if not differing.keys() & {"queries", "unequal_shots"}:
                 runs.append(Run(folder, config, result, again=again, differing=differing))
     runs = [run for run in runs if not run.options.get("unequal_shots")]
     if not runs:
@@ -202,12 +202,12 @@ def _config_without(folder: Path, own: dict | None) -> dict:
     return own
 
 
-def _differing(own: dict | None, result: dict, training: dict) -> frozenset[str]:
+def _differing(own: dict | None, result: dict, training: dict) -> dict:
     """The options that a test's config.json, `own`, if it has one, or its result says it had otherwise."""
     asked = (own["options"] if own else {}) | result
     trained = {"unequal_shots": False} | training["options"]  # which older runs don't tell
     compared = set(trained) - ASIDE - {"steps"}
-    return frozenset(name for name in compared if asked.get(name, trained[name]) != trained[name])
+    return {name: asked[name] for name in compared if asked.get(name, trained[name]) != trained[name]}
 
 
 def _place(name: str, order: Iterable[str]) -> tuple[int, str]:

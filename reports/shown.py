@@ -63,4 +63,4 @@ def _tests_of_others(task: Task, runs: list[Run], chosen: dict[Task, dict[str, l
     tests = [run for run in runs if run.result and not run.rows and run.tested_on == task]
     if any(run in trained for run in runs):
         tests = [run for run in tests if run.alike in alike]
-    return sorted(tests, key=lambda run: (len(run.differing - TASK), -run.result["test_episodes"]))
+    return sorted(tests, key=lambda run: (len(run.differing.keys() - TASK), -run.result["test_episodes"]))

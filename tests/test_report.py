@@ -136,6 +136,9 @@ def test_errors_are_those_of_a_test_with_the_same_options(tmp_path):
         (write_test(run / name, run, **result) / "episodes.npz").touch()
     runs = find([tmp_path])
     assert sections.with_episodes(next(r for r in runs if r.folder == run), runs).name == "c-again"
+    fewer = write_test(run / "d-steps", run, test_inner_steps=1)  # not the 9 that a-steps has
+    runs = find([tmp_path])
+    assert sections.with_episodes(next(r for r in runs if r.folder == fewer), runs).name == "d-steps"
 
 
 def test_a_method_with_learned_rates_has_a_name_of_its_own_and_is_shown_where_it_isnt_there_as_published(tmp_path):
