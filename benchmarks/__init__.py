@@ -144,6 +144,11 @@ def origin(device: str = "cpu") -> dict[str, object]:
     return {"commit": meters.commit(ROOT), "torch": torch.__version__, **meters.hardware(torch.device(device))}
 
 
+def described(about: dict[str, object]) -> str:
+    """What `origin` says, as the first line of a table's file."""
+    return ", ".join(f"{key}: {value}" for key, value in about.items())
+
+
 def markdown(heads: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     """A table, a row a line."""
     heads = list(heads)
@@ -156,8 +161,7 @@ def save(out: Path, name: str, content: dict, table: str, device: str = "cpu") -
     out.mkdir(parents=True, exist_ok=True)
     about = origin(device)
     (out / f"{name}.json").write_text(json.dumps(about | content, indent=1))
-    described = ", ".join(f"{key}: {value}" for key, value in about.items())
-    (out / f"{name}.md").write_text(f"{described}\n\n{table.rstrip()}\n")
+    (out / f"{name}.md").write_text(f"{described(about)}\n\n{table.rstrip()}\n")
 
 
 def report(out: Path | None, name: str, content: dict, table: str, device: str = "cpu") -> None:

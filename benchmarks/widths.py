@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import OnData, compare, markdown, origin, say_if_busy, start, steps
+from benchmarks import OnData, compare, described, markdown, origin, say_if_busy, start, steps
 from benchmarks.worker import side_by_side
 from common.shards import ROOT, UsageError
 from reports.methods import ALGORITHMS
@@ -139,17 +139,16 @@ def main(options: Options) -> None:
     say_if_busy()
     timed = times(options)
     path = options.out / f"{its.name}.json"
-    content = json.loads(path.read_text()) | {"times": {**origin(options.device), "rows": timed}}
+    content, here = json.loads(path.read_text()), origin(options.device)
+    content["times"] = {**here, "rows": timed}
     path.write_text(json.dumps(content, indent=1))
     runs = [run for run in content["runs"] if run["seed"] in options.seeds]
     path.with_suffix(".png").write_bytes(plot(runs, timed, options))
-    trained, machine = (
-        ", ".join(f"{key}: {about[key]}" for key in origin(options.device)) for about in (content, content["times"])
-    )
+    trained = described({key: content[key] for key in here})
     table = as_table(runs, timed, options)
     print(table)
     about = f"Validation accuracy (inductive, {options.val_episodes:,} episodes) after {options.steps:,} steps"
-    about += f" ({', '.join(content['options'])}). Times: {machine}"
+    about += f" ({', '.join(content['options'])}). Times: {described(here)}"
     path.with_suffix(".md").write_text(f"{trained}\n\n{about}\n\n{table}\n")
 
 
