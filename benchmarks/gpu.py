@@ -34,6 +34,7 @@ from common.episodes import Episode
 from common.shards import ROOT, UsageError
 
 PLAIN = "plain step"
+CONTIGUOUS = "contiguous"  # stands where a peer's name does
 LEVELS = (0.95, 0.98, 0.99)  # of validation accuracy
 
 
@@ -49,6 +50,8 @@ class Options:
     peer_tasks: tuple[int, ...] = (4,)
     """of those with which peers are measured too: most of them take one task after the other"""
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    contiguous: bool = False
+    """measure each script also with contiguous memory in place of channels_last"""
     turns: int = 5
     """that count, after one that doesn't"""
     repeats: int = 10
@@ -84,10 +87,12 @@ def plain_step(model: nn.Module, episode: Episode, config) -> dict[str, Tensor]:
     return {"loss": loss.detach()}
 
 
-def ready(name: str, dataset: str, tasks: int, precision: str, captured: bool, device: torch.device) -> Callable:
+def ready(
+    name: str, layout: str, dataset: str, tasks: int, precision: str, captured: bool, device: torch.device
+) -> Callable:
     """A script's meta-step, or the plain step, and a step of Adam; it raises UsageError where it can't be captured."""
     algorithm = "maml" if name == PLAIN else name
-    given = {"precision": precision, **OURS[algorithm]}
+    given = {"precision": precision, "channels_last": layout != CONTIGUOUS, **OURS[algorithm]}
     with device:
         script, config, model = problems.our_model(algorithm, dataset, WIDTHS[dataset], **given)
         episode = problems.episode_for(algorithm, dataset, tasks)
@@ -129,9 +134,10 @@ def measure(
     """A row a step and way, of one algorithm, its peers and the plain step, all taking turns: `ms`, or `error`."""
     rows, steps = [], []
     ways = (False, True) if device.type == "cuda" else (False,)
+    own = [(PLAIN, ""), (algorithm, ""), *([(algorithm, CONTIGUOUS)] if options.contiguous else [])]
     pieces = {
-        (name, "", captured): functools.partial(ready, name, dataset, tasks, precision, captured, device)
-        for name, captured in itertools.product((PLAIN, algorithm), ways)
+        (name, layout, captured): functools.partial(ready, name, layout, dataset, tasks, precision, captured, device)
+        for (name, layout), captured in itertools.product(own, ways)
     }
     for peer in PEERS.get(algorithm, {}) if tasks in options.peer_tasks and precision == "float32" else ():
         pieces[algorithm, peer, False] = functools.partial(of_peer, algorithm, peer, dataset, tasks, device)

@@ -300,9 +300,15 @@ def test_beside_a_gpus_steps_are_those_of_peers_whose_gradient_is_ours(monkeypat
 @pytest.mark.slow
 def test_the_gpus_command_measures_meta_steps_against_the_plain_step(tmp_path):
     words = "--device cpu --parts steps --tasks 2 --precisions float32 --datasets omniglot --turns 2 --repeats 1"
-    benchmark("gpu", tmp_path, words, "--algorithms", "convex_imaml", "reptile")
+    benchmark("gpu", tmp_path, words, "--contiguous", "--algorithms", "convex_imaml", "reptile")
     rows = json.loads((tmp_path / "gpu-steps.json").read_text())["rows"]
-    assert [row["step"] for row in rows] == ["plain step", "convex_imaml", "plain step", "reptile"]
+    layouts = ["", "", "contiguous"] * 2
+    names = [name for of in ("convex_imaml", "reptile") for name in ("plain step", of, of)]
+    assert [(row["step"], row["peer"]) for row in rows] == list(zip(names, layouts))
     assert all(len(row["seconds"]) == 2 and row["ms"] > 0 and not row["captured"] for row in rows)
-    lines = (tmp_path / "gpu-steps.md").read_text().strip().splitlines()
-    assert lines[-3].split(" | ")[6] == "1.00" and lines[-2].startswith("| convex_imaml | omniglot | 2 | float32 |")
+    lines = (tmp_path / "gpu-steps.md").read_text().splitlines()
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")][2:]
+    of_reptile = ["reptile", "reptile, contiguous"]
+    assert [row[0] for row in cells] == ["plain step", "convex_imaml", "convex_imaml, contiguous", *of_reptile]
+    plain, _, contiguous, *_ = cells
+    assert plain[6] == "1.00" and float(contiguous[7]) == pytest.approx(rows[2]["ms"] / rows[1]["ms"], abs=0.006)
