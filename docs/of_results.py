@@ -9,9 +9,9 @@ from benchmarks import markdown
 from common.options import flag, of_tests
 from common.shards import ROOT
 from reports.methods import ALGORITHMS, DATASETS, PAPER, PUBLISHED, THIS_PAPER, Algorithm
-from reports.runs import Run, apart, in_order
+from reports.runs import Run, apart, in_order, settled
 from reports.shown import shown_tests, shown_trainings
-from reports.times import Times, settled, tables_of_times
+from reports.times import Times, tables_of_times
 
 # What an option says has changed since some runs were made: convex_imaml.py's tolerance was of the inner gradient,
 # relative to its start, and is of W. Their commands leave it out.

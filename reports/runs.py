@@ -1,5 +1,6 @@
 """Run folders, as a report reads them: trainings, also unfinished ones, and tests that --evaluate made of them."""
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from common import log
+from common.options import Options
 from common.shards import ROOT, UsageError
 from data_prep.files import walk
 from reports.methods import ALGORITHMS, DATASETS, method_of
@@ -17,6 +19,7 @@ ASIDE = {
     "seed", "out", "data_dir", "device", "resume", "evaluate", "images", "test_episodes", "print_config", "precision",
     "capture",
 }  # fmt: skip
+NEWEST = {each.name: each.default for each in dataclasses.fields(Options)}  # options of all scripts
 Task = tuple[str, int, int]  # data set, ways, shots
 
 
@@ -75,12 +78,25 @@ class Run:
 
     @property
     def alike(self) -> str:
-        """The same for runs that differ in nothing but the seed."""
-        return json.dumps({k: v for k, v in self.options.items() if k not in ASIDE} | {"is": self.config["precision"]})
+        """The same for runs that differ in nothing but the seed, and in what "auto" is on their machines' precision. An
+        option that is newer than a run had its default."""
+        options = NEWEST | self.options
+        precision, machine = self.config["precision"], self.config.get("hardware", {"device": "cpu"})
+        kept = {name: value for name, value in options.items() if name not in ASIDE}
+        kept["is"] = "auto" if precision == settled("auto", machine) else precision
+        return json.dumps(kept, sort_keys=True)
 
     def column(self, name: str) -> np.ndarray:
         """log.csv's column, no number (nan) where a row has none."""
         return np.array([float(row.get(name, "nan")) for row in self.rows])
+
+
+def settled(precision: str, hardware: dict) -> str:
+    """What "auto" became on the machine of a run."""
+    if precision != "auto":
+        return precision
+    multiplies = hardware["device"] == "cpu" and (hardware.get("avx512_bf16") or hardware.get("amx_bf16"))
+    return "bfloat16" if multiplies else "float32"
 
 
 def like_for_like(folders: Iterable[Path], named: Iterable[Path] = ()) -> list[Run]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from common.shards import ROOT, UsageError
-from reports.runs import ASIDE, Run
+from reports.runs import ASIDE, Run, settled
 
 # Options that don't change what a training step costs.
 FREE = ASIDE | {
@@ -124,14 +124,6 @@ def seconds_until(steps: np.ndarray | float, halved: float, row: dict) -> np.nda
     of times."""
     half_ms = row["ms"] if row["half_ms"] is None else row["half_ms"]
     return (np.minimum(steps, halved) * half_ms + np.maximum(steps - halved, 0) * row["ms"]) / 1e3
-
-
-def settled(precision: str, hardware: dict) -> str:
-    """What "auto" became on the machine of a run."""
-    if precision != "auto":
-        return precision
-    multiplies = hardware["device"] == "cpu" and (hardware["avx512_bf16"] or hardware["amx_bf16"])
-    return "bfloat16" if multiplies else "float32"
 
 
 def half_steps(run: Run) -> float:

@@ -97,6 +97,20 @@ def test_of_several_trainings_the_best_on_validation_is_shown_with_all_its_seeds
     assert list(shown) == [("omniglot", 5, 1), ("omniglot", 5, 5)]
 
 
+def test_seeds_are_one_trainings_on_machines_whose_precision_is_another_by_default(tmp_path):
+    machines = ({"device": "NVIDIA H200"}, {"device": "cpu", "avx512_bf16": True})
+    for name, seed, machine, precision in (
+        ("gpu", 1, machines[0], "float32"), ("cpu", 0, machines[1], "bfloat16"), ("asked", 2, machines[1], "float32"),
+    ):  # fmt: skip
+        config = write_run(tmp_path / name, seed=seed, accuracies=(0.5, 0.6 - seed / 10)) / "config.json"
+        about = json.loads(config.read_text()) | {"hardware": machine, "precision": precision}
+        if name == "cpu":
+            del about["options"]["plain_averages"]  # as in a run from before there was the option
+        config.write_text(json.dumps(about))
+    shown = shown_trainings(find([tmp_path]))["omniglot", 5, 1]["maml"]
+    assert [run.name for run in shown] == ["cpu", "gpu"]
+
+
 def test_of_a_seeds_trainings_the_one_that_came_furthest_is_shown(tmp_path):
     write_run(tmp_path / "copy")
     (write_run(tmp_path / "killed", accuracies=(0.4,), steps=300) / "result.json").unlink()
