@@ -8,8 +8,8 @@ with H_j the Hessian of the support loss at phi_j. --first-order leaves the Hess
 
     python maml.py --dataset omniglot --shots 1
 
-makes 10,000 steps. A run reached 0.9761 ± 0.0024 (inductive, 95 % CI) in 10,050 steps, which take 18 minutes on two
-idle cores of an AMD EPYC with AVX-512 and bfloat16.
+reaches 0.9766 ± 0.0024 (inductive, 95 % CI) in 10,000 steps, which take 18 minutes on two idle cores of an AMD EPYC
+with AVX-512 and bfloat16.
 """
 
 import math

@@ -62,6 +62,11 @@ def tested_again(run: Run, ways: int, shots: int) -> Run | None:
     return None
 
 
+def seeds_of(run: Run) -> list[Run]:
+    """The run's training and those that differ from it in the seed alone, by seed."""
+    return sorted((other for other in runs() if other.rows and other.alike == run.alike), key=lambda other: other.seed)
+
+
 def command(run: Run) -> str:
     """What trains or tests it: the options in which it differs from the script's settings of today."""
     script = importlib.import_module(run.algorithm)
@@ -172,7 +177,8 @@ def beside_published(dataset: str) -> str:
     lines = []
     for method in methods:
         for run in tested():
-            asked = run.tested_on == (dataset, 5, 1) and not elsewhere(run)
+            first = run.seed == min((other.seed for other in seeds_of(run)), default=run.seed)
+            asked = run.tested_on == (dataset, 5, 1) and not elsewhere(run) and first
             if not asked or ALGORITHMS[run.algorithm].name != method:
                 continue
             result = run.result
@@ -200,6 +206,18 @@ def many_ways(dataset: str, ways: int) -> str:
                 lines.append([method, link(run.training), *cells, filters(run), str(run.views), training(run)])
     heads = ["method", "run", f"{ways}-way 1-shot", f"{ways}-way 5-shot", "query normalised", "filters", "views"]
     return markdown([*heads, "trained on"], lines)
+
+
+def seeds() -> str:
+    """Trainings that were repeated with other seeds, and their own tests, in per cent."""
+    lines = []
+    for first in (run for run in tested() if run.rows):
+        group = seeds_of(first)
+        if len(group) > 1 and group[0] is first:
+            links = ", ".join(link(run.folder) for run in group)
+            tests = [", ".join(per_cent(run, kind) for run in group) for kind in ("", "_transductive")]
+            lines.append([first.method, links, ", ".join(str(run.seed) for run in group), *tests])
+    return markdown(["method", "runs", "seeds", "inductive", "transductive"], lines)
 
 
 def across() -> str:

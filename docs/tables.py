@@ -49,6 +49,7 @@ TABLES = {
     "omniglot": lambda: of_results.beside_published("omniglot"),
     "miniimagenet": lambda: of_results.beside_published("miniimagenet"),
     "omniglot-20way": lambda: of_results.many_ways("omniglot", 20),
+    "seeds": of_results.seeds,
     "across": of_results.across,
     "every_run": of_results.every_run,
     "table_2": of_claims.table_2,

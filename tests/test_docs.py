@@ -153,7 +153,7 @@ def test_a_changed_figure_is_named_as_stale_and_written_anew(copy, monkeypatch):
 
 def test_a_run_added_to_results_appears_in_the_tables_and_the_picture(copy):
     """A MAML run on mini-ImageNet, made of the one on Omniglot, with another accuracy at its end."""
-    shutil.copytree(copy / "results" / "maml-omniglot-20min", copy / "results" / "maml-new")
+    shutil.copytree(copy / "results" / "maml-omniglot", copy / "results" / "maml-new")
     for name in ("config", "result"):
         file = copy / "results" / "maml-new" / f"{name}.json"
         content = json.loads(file.read_text())
@@ -171,7 +171,7 @@ def test_a_run_added_to_results_appears_in_the_tables_and_the_picture(copy):
 
 
 def test_a_copied_scripts_run_in_results_leaves_the_tables_as_they_are(copy):
-    shutil.copytree(copy / "results" / "maml-omniglot-20min", copy / "results" / "mine")
+    shutil.copytree(copy / "results" / "maml-omniglot", copy / "results" / "mine")
     for name in ("config", "result"):
         file = copy / "results" / "mine" / f"{name}.json"
         file.write_text(file.read_text().replace('"algorithm": "maml"', '"algorithm": "mine"'))
