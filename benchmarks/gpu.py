@@ -131,7 +131,8 @@ def of_peer(algorithm: str, peer: str, dataset: str, tasks: int, device: torch.d
 def measure(
     options: Options, algorithm: str, dataset: str, tasks: int, precision: str, device: torch.device
 ) -> list[dict]:
-    """A row a step and way, of one algorithm, its peers and the plain step, all taking turns: `ms`, or `error`."""
+    """A row a step and way, of one algorithm, its peers, its other layout where that is asked for, and the plain step,
+    all taking turns: `ms`, or `error`."""
     rows, steps = [], []
     ways = (False, True) if device.type == "cuda" else (False,)
     own = [(PLAIN, ""), (algorithm, ""), *([(algorithm, CONTIGUOUS)] if options.contiguous else [])]
@@ -148,7 +149,9 @@ def measure(
             step = piece()
             step()  # which records it, where it can be
             row["repeats"] = max(1, min(options.repeats, int(0.25 / seconds_of(step, device))))
-        except (UsageError, ImportError, RuntimeError) if peer else (UsageError, torch.cuda.OutOfMemoryError) as error:
+        except (UsageError, ImportError, RuntimeError) as error:
+            if peer in ("", CONTIGUOUS) and not isinstance(error, (UsageError, torch.cuda.OutOfMemoryError)):
+                raise
             step, row["error"] = None, str(error).partition("\n")[0]
         steps.append(step)
         rows.append(row | {"seconds": []})
@@ -176,8 +179,9 @@ def steps(options: Options) -> None:
 
 
 def as_table(rows: list[dict]) -> str:
-    """Steps as they are and captured, in ms; the better one's share of the plain step beside it and, of a peer's, how
-    often ours is done meanwhile; tasks a second. The plain step stands before the first algorithm of a shape."""
+    """Steps as they are and captured, in ms; the better one's share of the plain step beside it and, of a peer's or the
+    other layout's, how often ours is done meanwhile; tasks a second. The plain step stands before the first algorithm of
+    a shape."""
     at, lines, plain = {}, [], set()
     for row in rows:
         what = row["beside"], row["dataset"], row["tasks"], row["precision"]

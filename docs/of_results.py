@@ -63,8 +63,9 @@ def tested_again(run: Run, ways: int, shots: int) -> Run | None:
 
 
 def seeds_of(run: Run) -> list[Run]:
-    """The run's training and those that differ from it in the seed alone, by seed."""
-    return sorted((other for other in runs() if other.rows and other.alike == run.alike), key=lambda other: other.seed)
+    """The run's training and those that differ from it in the seed alone, one a seed."""
+    alike = {other.seed: other for other in tested() if other.rows and other.alike == run.alike}
+    return [alike[seed] for seed in sorted(alike)]
 
 
 def command(run: Run) -> str:

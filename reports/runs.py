@@ -1,6 +1,8 @@
 """Run folders, as a report reads them: trainings, also unfinished ones, and tests that --evaluate made of them."""
 
 import dataclasses
+import functools
+import importlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +21,6 @@ ASIDE = {
     "seed", "out", "data_dir", "device", "resume", "evaluate", "images", "test_episodes", "print_config", "precision",
     "capture",
 }  # fmt: skip
-NEWEST = {each.name: each.default for each in dataclasses.fields(Options)}  # options of all scripts
 Task = tuple[str, int, int]  # data set, ways, shots
 
 
@@ -78,12 +79,13 @@ class Run:
 
     @property
     def alike(self) -> str:
-        """The same for runs that differ in nothing but the seed, and in what "auto" is on their machines' precision. An
-        option that is newer than a run had its default."""
-        options = NEWEST | self.options
-        precision, machine = self.config["precision"], self.config.get("hardware", {"device": "cpu"})
-        kept = {name: value for name, value in options.items() if name not in ASIDE}
-        kept["is"] = "auto" if precision == settled("auto", machine) else precision
+        """The same for runs that differ in nothing but the seed, and in what the script's default precision is on their
+        machines. An option that is newer than a run had its default."""
+        by_default = defaults(self.algorithm)
+        kept = {name: value for name, value in (by_default | self.options).items() if name not in ASIDE}
+        machine = {"device": "cpu", "avx512_bf16": False, "amx_bf16": False} | self.config.get("hardware", {})
+        precision = self.config["precision"]
+        kept["is"] = "by default" if precision == settled(by_default["precision"], machine) else precision
         return json.dumps(kept, sort_keys=True)
 
     def column(self, name: str) -> np.ndarray:
@@ -91,11 +93,18 @@ class Run:
         return np.array([float(row.get(name, "nan")) for row in self.rows])
 
 
+@functools.cache
+def defaults(algorithm: str) -> dict[str, object]:
+    """Of a script's options; of a copied script's, of those that all have."""
+    config = importlib.import_module(algorithm).Config if algorithm in ALGORITHMS else Options
+    return {each.name: each.default for each in dataclasses.fields(config)}
+
+
 def settled(precision: str, hardware: dict) -> str:
     """What "auto" became on the machine of a run."""
     if precision != "auto":
         return precision
-    multiplies = hardware["device"] == "cpu" and (hardware.get("avx512_bf16") or hardware.get("amx_bf16"))
+    multiplies = hardware["device"] == "cpu" and (hardware["avx512_bf16"] or hardware["amx_bf16"])
     return "bfloat16" if multiplies else "float32"
 
 

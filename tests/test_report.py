@@ -105,10 +105,14 @@ def test_seeds_are_one_trainings_on_machines_whose_precision_is_another_by_defau
         config = write_run(tmp_path / name, seed=seed, accuracies=(0.5, 0.6 - seed / 10)) / "config.json"
         about = json.loads(config.read_text()) | {"hardware": machine, "precision": precision}
         if name == "cpu":
-            del about["options"]["plain_averages"]  # as in a run from before there was the option
+            del about["options"]["plain_averages"], about["options"]["learn_rates"]  # as before there were these
         config.write_text(json.dumps(about))
     shown = shown_trainings(find([tmp_path]))["omniglot", 5, 1]["maml"]
     assert [run.name for run in shown] == ["cpu", "gpu"]
+    for seed, machine in enumerate(machines):  # iMAML's default is float32 on both
+        config = write_run(tmp_path / f"i{seed}", "imaml", seed=seed) / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"hardware": machine}))
+    assert [run.name for run in shown_trainings(find([tmp_path]))["omniglot", 5, 1]["imaml"]] == ["i0", "i1"]
 
 
 def test_of_a_seeds_trainings_the_one_that_came_furthest_is_shown(tmp_path):
