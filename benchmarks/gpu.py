@@ -180,8 +180,8 @@ def steps(options: Options) -> None:
 
 def as_table(rows: list[dict]) -> str:
     """Steps as they are and captured, in ms; the better one's share of the plain step beside it and, of a peer's or the
-    other layout's, how often ours is done meanwhile; tasks a second. The plain step stands before the first algorithm of
-    a shape."""
+    other layout's, how often ours is done meanwhile; tasks a second. The plain step stands before a shape's first
+    algorithm."""
     at, lines, plain = {}, [], set()
     for row in rows:
         what = row["beside"], row["dataset"], row["tasks"], row["precision"]
