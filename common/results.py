@@ -74,6 +74,7 @@ def report(run: Run, model: nn.Module, inductive: dict, transductive: dict) -> N
 def curves(rows: list[dict[str, str]], title: str) -> bytes:
     """A picture (PNG) of loss and accuracy against minutes of training."""
     from matplotlib.figure import Figure  # which needs no display, whatever MPLBACKEND says
+    from matplotlib.ticker import LogFormatter
 
     def numbers(key, rows):
         return [float(row[key]) for row in rows]
@@ -82,10 +83,12 @@ def curves(rows: list[dict[str, str]], title: str) -> bytes:
         return [seconds / 60 for seconds in numbers("seconds", rows)]
 
     trained = {key: [row for row in rows if key in row] for key in ("train_loss", "train_accuracy", "val_accuracy")}
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(10, 3.6))
+    left, right = figure.subplots(1, 2, gridspec_kw=dict(left=0.07, right=0.99, bottom=0.14, top=0.91, wspace=0.16))
     left.plot(minutes(trained["train_loss"]), numbers("train_loss", trained["train_loss"]), color="tab:gray")
     left.set(xlabel="minutes of training", ylabel="training loss", title=title, yscale="log")
+    left.yaxis.set_major_formatter("{x:g}")  # 0.1, where a logarithmic axis has 10^-1
+    left.yaxis.set_minor_formatter(LogFormatter())
     with_accuracy, validated = trained["train_accuracy"], trained["val_accuracy"]
     right.plot(
         minutes(with_accuracy), numbers("train_accuracy", with_accuracy), color="tab:gray", label="training tasks"

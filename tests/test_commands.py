@@ -44,18 +44,18 @@ each_script = pytest.mark.parametrize(
 
 @each_script
 def test_a_run_leaves_files_that_agree_with_each_other_and_with_what_it_printed(script, command, tmp_path, capsys):
-    assert command(f"{SMALL} --steps 120 --seed 3 {SCRIPTS[script]}", script) == 0
+    assert command(f"{SMALL} --steps 80 --seed 3 {SCRIPTS[script]}", script) == 0
     name = script.__name__
     folder = tmp_path / "runs" / f"{name}-toy-5w1s-s3"
     assert {p.name for p in folder.iterdir()} == {
         "config.json", "script.py", "log.csv", "checkpoint.pt", "result.json", "episodes.npz", "curves.png"
     }  # fmt: skip
     config, result = (json.loads((folder / f"{f}.json").read_text()) for f in ("config", "result"))
-    assert config["options"]["steps"] == 120 and config["options"]["width"] == 8 and config["hardware"]["processor"]
+    assert config["options"]["steps"] == 80 and config["options"]["width"] == 8 and config["hardware"]["processor"]
     assert (folder / "script.py").read_text() == open(script.__file__).read()
 
     rows = rows_of(folder)
-    assert [int(row["step"]) for row in rows] == [50, 100, 120] and tuple(rows[0])[: len(log.COLUMNS)] == log.COLUMNS
+    assert [int(row["step"]) for row in rows] == [50, 80] and tuple(rows[0])[: len(log.COLUMNS)] == log.COLUMNS
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     assert all(float(row["seconds"]) > 0 and float(row["peak_mib"]) > 50 for row in rows)
 
@@ -68,7 +68,7 @@ def test_a_run_leaves_files_that_agree_with_each_other_and_with_what_it_printed(
     promised = "algorithm dataset ways shots test_accuracy_transductive test_ci95_transductive steps train_seconds "
     assert set((promised + "step_ms peak_mib parameters device seed").split()) <= set(result)
     assert all(result[name] == config["options"][name] for name in of_tests(script.Config))
-    assert (result["algorithm"], result["steps"], result["seed"]) == (name, 120, 3)
+    assert (result["algorithm"], result["steps"], result["seed"]) == (name, 80, 3)
     printed = capsys.readouterr().out.strip().splitlines()[-1]
     assert printed.startswith(
         f"test {result['test_accuracy']:.4f} ± {result['test_ci95']:.4f} (95 % CI, 60 episodes, inductive)"
