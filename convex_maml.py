@@ -120,12 +120,13 @@ def adapt(model: Model, f_support: Tensor, y_support: Tensor, ways: int, steps: 
     Differentiable in the features, W0 and the rate or strength.
     """
     W0 = model.W0 if config.learn_start else f_support.new_zeros(ways, f_support.shape[-1])
-    W = W0.expand(len(f_support), *W0.shape)
     if config.inner == "newton":
         problem = ProximalHead(f_support, y_support, W0, model.log_strength.exp())
+        B, Z = problem.start()
         for _ in range(steps):
-            W = problem.newton_step(W)
-        return W
+            B, Z = problem.newton_step(B, Z)
+        return problem.weights(B)
+    W = W0.expand(len(f_support), *W0.shape)
     alpha = model.log_inner_rate.exp()
     Y = F.one_hot(y_support, ways).to(W.dtype)  # (T, S, N)
     for _ in range(steps):

@@ -2,8 +2,8 @@
 
 One of them grows at a time from a middle setting; the exponent is the slope of log time against log size over the
 larger half of the sizes, of the whole time and of the time a Newton step. Expected for the latter is what the operation
-count says for large sizes, by the solver that `method="auto"` picks there: conjugate gradient's products W f_s are
-T N S d = T N^2 K d a step, and factorisations in sample space, where S = N K <= LARGEST_FACTOR, N blocks of S^3.
+count says for large sizes, by the solver that `method="auto"` picks there, conjugate gradient: its products are of
+S x S matrices by S x N, T N S^2 = T N^3 K^2, and T N S d where S > d; the S x S matrix itself is T S^2 d, once.
 
     python -m benchmarks.heads --out results/benchmarks
 """

@@ -28,16 +28,19 @@ class Solution(NamedTuple):
 
 
 def cg(
-    matvec: Callable[[Tensor], Tensor],
+    matvec: Callable[..., Tensor],
     b: Tensor,
     *,
     tolerance: float = 1e-6,
     iterations: int | None = None,
     radius: Tensor | None = None,
+    metric: Callable[[Tensor], Tensor] | None = None,
 ) -> Solution:
     """Solve A x = b for a symmetric A a task, by conjugate gradient (Hestenes & Stiefel 1952).
 
     matvec: (T, n) -> (T, n), the product with every task's A.   b: (T, n).
+    metric: (T, n) -> (T, n), the product with a positive semidefinite K a task. Then A need only be symmetric for the
+    inner product <x, K y>, norms of residuals are those of this product, and matvec is given p and K p.
     iterations: at most so many; None means n, which is exact but for rounding.
     radius: (T,) minimise x'Ax / 2 - b'x over |x| <= radius instead, by Steihaug's rule (1983): along the first
     direction of no positive curvature (p'Ap <= 0), and where x would leave the ball, go to its edge and stop there.
@@ -47,9 +50,17 @@ def cg(
     at_edge: the tasks that stopped at such a place, bool.
     converged: residual <= tolerance |b|, or the rounding of so many steps, and not at_edge.
     """
+
+    def times_A(p, Kp):
+        return matvec(p) if metric is None else matvec(p, Kp)
+
+    def times_K(p):
+        return p if metric is None else metric(p)
+
     x, r, p = torch.zeros_like(b), b.clone(), b.clone()
-    rr = r.square().sum(-1)  # (T,)
-    target = (tolerance * b.norm(dim=-1)).square()
+    Kr = Kp = times_K(b)
+    rr = bb = (r * Kr).sum(-1)  # (T,)
+    target = tolerance**2 * bb
     at_edge = torch.zeros_like(rr, dtype=torch.bool)
     count = torch.zeros_like(rr, dtype=torch.long)
     free = meters.questions(b) == "free"
@@ -58,8 +69,8 @@ def cg(
         if free and not active.any():
             break
         count += active
-        Ap = matvec(p)
-        curvature = (p * Ap).sum(-1)
+        Ap = times_A(p, Kp)
+        curvature = (Kp * Ap).sum(-1)
         step = torch.where(curvature > 0, rr / curvature, 0.0)  # no number counts as no positive curvature
         leaves = active & ~(curvature > 0)
         if radius is not None:
@@ -69,14 +80,18 @@ def cg(
         at_edge = at_edge | leaves
         step = torch.where(active, step, 0.0)[:, None]
         x, r = torch.where(step > 0, x + step * p, x), torch.where(step > 0, r - step * Ap, r)
-        rr_new = r.square().sum(-1)
-        p = torch.where(active[:, None], r + (rr_new / torch.where(active, rr, 1.0))[:, None] * p, p)
+        Kr = r if metric is None else torch.where(step > 0, Kr - step * metric(Ap), Kr)
+        rr_new = (r * Kr).sum(-1)
+        momentum = (rr_new / torch.where(active, rr, 1.0))[:, None]
+        p = torch.where(active[:, None], r + momentum * p, p)
+        Kp = p if metric is None else torch.where(active[:, None], Kr + momentum * Kp, Kp)
         rr = rr_new
-    residual = rr.sqrt()
     if free and (~at_edge & (rr <= target)).any():
-        residual = (b - matvec(x)).norm(dim=-1)
+        r = b - times_A(x, times_K(x))
+        rr = (r * times_K(r)).sum(-1)
+    residual = rr.clamp(min=0).sqrt()
     slack = 10 * torch.finfo(b.dtype).eps * (1 + count)
-    converged = ~at_edge & (residual <= (tolerance + slack) * b.norm(dim=-1))
+    converged = ~at_edge & (residual <= (tolerance + slack) * bb.sqrt())
     return Solution(x, residual, count, converged, {"at_edge": at_edge})
 
 

@@ -40,12 +40,15 @@ def test_newton_steps_that_are_shortened_lower_the_loss_and_are_differentiated_a
         return cross_entropy + strength / 2 * (W - W0).square().sum((1, 2))
 
     W = W0.expand(2, 5, 6)
+    B, Z = problem.start()
     lengths = []
     for _ in range(4):
         P = problem.probabilities(W)
         D = -problem.solve(P, problem.gradient(W, P), 1e-4)
-        lengths.append(problem.line_search(W, D, f @ W.mT)[0])
-        stepped = problem.newton_step(W)
+        B, Z = problem.newton_step(B, Z)
+        stepped = problem.weights(B)
+        torch.testing.assert_close(Z, stepped @ f.mT)
+        lengths.append((((stepped - W) * D).sum((1, 2)) / D.square().sum((1, 2))).detach())
         torch.testing.assert_close(stepped, W + lengths[-1][:, None, None] * D)
         assert (loss(stepped) < loss(W)).all()
         W = stepped
