@@ -28,6 +28,17 @@ class Unasked(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+class Counted(TorchDispatchMode):
+    """Counts the operations that are no views: a GPU launches a kernel or more for each."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        views = [r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns]
+        self.count += not any(views) and function.overloadpacket != aten._unsafe_view
+        return function(*args, **(kwargs or {}))
+
+
 def one_hot(labels, ways):
     """F.one_hot, which asks on the CPU alone."""
     return (labels[..., None] == torch.arange(ways)).long()
@@ -108,6 +119,16 @@ def test_a_head_is_asked_about_after_the_steps_that_are_enough_or_while_it_is_re
                 assert not ours.converged.all() and ours.iterations.max() == UNASKED_STEPS
         without = newton_head(f, *rest[:2], negative)
         assert without.value.isnan().all() and not without.converged.any()
+
+
+def test_a_newton_step_is_few_operations(as_on_a_gpu):
+    f = torch.randn(4, 10, 65, generator=torch.Generator().manual_seed(0))
+    counts = []
+    for steps in (3, 4):
+        with Counted() as counted:
+            newton_head(f, torch.arange(5).repeat(4, 2), torch.zeros(5, 65), torch.tensor(0.002), iterations=steps)
+        counts.append(counted.count)
+    assert counts[1] - counts[0] <= 45
 
 
 def replaying(model):
