@@ -32,24 +32,28 @@ def tables_of_times() -> tuple[Path, ...]:
 
 
 class Times:
-    """Rows of one or several tables of benchmarks/steps.py, all of one machine."""
+    """Rows of one or several tables of benchmarks/steps.py: those of a data set are of one machine, and those of its
+    like for like."""
 
     def __init__(self, tables: Iterable[Path]):
         self.tables: list[list[dict]] = []
-        self.machine = ""
+        machines = {}
         for path in tables:
             try:
                 table = json.loads(Path(path).read_text())
-                rows = [row | {"is": settled(row["options"]["precision"], table)} for row in table["rows"]]
                 machine = f"{table['device']}, {table['processor']}, {table['threads']} threads"
+                more = {"machine": machine}
+                rows = [row | more | {"is": settled(row["options"]["precision"], table)} for row in table["rows"]]
+                compared = {(row["options"]["dataset"], row["alike"]) for row in rows}
             except (OSError, ValueError, KeyError, TypeError):
                 raise UsageError(f"{path} is no table of times; make one by python -m benchmarks.steps") from None
-            if self.machine not in ("", machine):
-                raise UsageError(
-                    f"{path} was measured on {machine}, expected {self.machine} as the others; leave it out"
-                )
+            for kind in compared:
+                if machines.setdefault(kind, machine) != machine:
+                    raise UsageError(
+                        f"{path} was measured on {machine}, expected {machines[kind]} as the others of {kind[0]}; "
+                        "leave it out"
+                    )
             self.tables.append(rows)
-            self.machine = machine
 
     @property
     def rows(self) -> list[dict]:
@@ -95,10 +99,10 @@ class Times:
 
     def of(self, runs: Iterable[Run]) -> str:
         """Where these runs' minutes come from, as a sentence."""
-        measured, own = [], []
-        for run in runs:
-            (own if self.row(run) is None else measured).append(run.method)
-        idle = f"steps times the milliseconds of a step on one idle machine ({self.machine})"
+        runs = list(runs)
+        own = [run.method for run in runs if self.row(run) is None]
+        measured = sorted({row["machine"] for run in runs if (row := self.row(run))})
+        idle = f"steps times the milliseconds of a step on one idle machine ({'; or '.join(measured)})"
         if not own:
             return f"Minutes are {idle}."
         names = ", ".join(dict.fromkeys(own))

@@ -69,7 +69,7 @@ def write_times(path, *rows, threads=2, bfloat16=False):
     for algorithm, ms, half_ms, options in rows:
         plain = dataclasses.asdict(importlib.import_module(algorithm).Config()) | {"dataset": "omniglot"} | options
         plain["data_dir"] = ""
-        made.append({"algorithm": algorithm, "ms": ms, "half_ms": half_ms, "options": plain})
+        made.append({"algorithm": algorithm, "ms": ms, "half_ms": half_ms, "alike": False, "options": plain})
     machine = {"processor": "P", "device": "cpu", "threads": threads, "avx512_bf16": bfloat16, "amx_bf16": False}
     path.write_text(json.dumps(machine | {"rows": made}))
     return path
@@ -253,8 +253,10 @@ def test_minutes_are_steps_times_the_tables_milliseconds_and_the_runs_own_clock_
     assert times.step_ms(run) == pytest.approx([30, 30, 30]) and "P, 2 threads" in times.of([run])
     other = find([write_run(tmp_path / "other", width=8)])[0]  # not the table's
     assert times.row(other) is None and "by the clock of each run's own machine" in times.of([other])
-    with pytest.raises(UsageError, match="expected cpu, P, 2 threads as the others"):
-        Times([table, write_times(tmp_path / "elsewhere.json", threads=4)])
+    elsewhere = write_times(tmp_path / "elsewhere.json", ("maml", 20.0, None, {"dataset": "glyphs"}), threads=4)
+    assert "(cpu, P, 2 threads)" in Times([table, elsewhere]).of([run])
+    with pytest.raises(UsageError, match="expected cpu, P, 2 threads as the others of omniglot"):
+        Times([table, write_times(tmp_path / "again.json", ("maml", 20.0, None, {}), threads=4)])
 
 
 def test_a_step_in_another_precision_isnt_the_runs(tmp_path):
