@@ -40,7 +40,8 @@ def cg(
 
     matvec: (T, n) -> (T, n), the product with every task's A.   b: (T, n).
     metric: (T, n) -> (T, n), the product with a positive semidefinite K a task. Then A need only be symmetric for the
-    inner product <x, K y>, norms of residuals are those of this product, and matvec is given p and K p.
+    inner product <x, K y>, norms of residuals are those of this product, and matvec is given p and K p. (A radius is of
+    the plain norm, whatever the metric.)
     iterations: at most so many; None means n, which is exact but for rounding.
     radius: (T,) minimise x'Ax / 2 - b'x over |x| <= radius instead, by Steihaug's rule (1983): along the first
     direction of no positive curvature (p'Ap <= 0), and where x would leave the ball, go to its edge and stop there.

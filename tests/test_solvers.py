@@ -266,6 +266,25 @@ def test_cg_equals_a_dense_solve():
     torch.testing.assert_close(solution.residual, (b - (A @ solution.value[..., None])[..., 0]).norm(dim=-1))
 
 
+def test_cg_with_a_metric_solves_what_is_symmetric_for_it_alone():
+    """(I + M K) x = b with K of less than full rank: x is right but for what K doesn't see."""
+    generator = torch.Generator().manual_seed(0)
+    roots = [torch.randn(4, 12, size, dtype=torch.float64, generator=generator) for size in (5, 12)]
+    K, M = (root @ root.mT for root in roots)
+    A, b = torch.eye(12, dtype=torch.float64) + M @ K, torch.randn(4, 12, dtype=torch.float64, generator=generator)
+    assert (A - A.mT).norm() > 1
+
+    def times(matrix, x):
+        return (matrix @ x[..., None])[..., 0]
+
+    how = {"tolerance": 1e-12, "iterations": 50, "metric": lambda x: times(K, x)}
+    solution = cg(lambda x, Kx: x + times(M, Kx), b, **how)
+    assert solution.converged.all() and solution.iterations.max() <= 7  # in exact arithmetic the rank of K, and one
+    torch.testing.assert_close(times(K, solution.value), times(K, torch.linalg.solve(A, b)), rtol=0, atol=1e-8)
+    left = b - times(A, solution.value)
+    torch.testing.assert_close(solution.residual, (left * times(K, left)).sum(-1).clamp(min=0).sqrt())
+
+
 def test_cg_reports_a_matrix_that_is_not_positive_definite():
     A = torch.stack([torch.diag(torch.tensor([1.0, 2.0, 3.0])), torch.diag(torch.tensor([1.0, -2.0, 3.0]))])
     b = torch.ones(2, 3)
