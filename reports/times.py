@@ -42,8 +42,10 @@ class Times:
             try:
                 table = json.loads(Path(path).read_text())
                 machine = f"{table['device']}, {table['processor']}, {table['threads']} threads"
-                more = {"machine": machine}
-                rows = [row | more | {"is": settled(row["options"]["precision"], table)} for row in table["rows"]]
+                rows = [
+                    row | {"machine": machine, "is": settled(row["options"]["precision"], table)}
+                    for row in table["rows"]
+                ]
                 compared = {(row["options"]["dataset"], row["alike"]) for row in rows}
             except (OSError, ValueError, KeyError, TypeError):
                 raise UsageError(f"{path} is no table of times; make one by python -m benchmarks.steps") from None
@@ -99,9 +101,9 @@ class Times:
 
     def of(self, runs: Iterable[Run]) -> str:
         """Where these runs' minutes come from, as a sentence."""
-        runs = list(runs)
-        own = [run.method for run in runs if self.row(run) is None]
-        measured = sorted({row["machine"] for run in runs if (row := self.row(run))})
+        found = [(run.method, self.row(run)) for run in runs]
+        own = [name for name, row in found if row is None]
+        measured = sorted({row["machine"] for _, row in found if row})
         idle = f"steps times the milliseconds of a step on one idle machine ({'; or '.join(measured)})"
         if not own:
             return f"Minutes are {idle}."
