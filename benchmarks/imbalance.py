@@ -1,7 +1,8 @@
 """Imbalanced episodes: what each method loses where the classes of a task have unequal numbers of support images.
 
 The paper names them as future work. With --unequal-shots, 5 shots are the mean of a task's classes, each of which has 1
-to 9. Every script is trained with equal and with unequal shots, and each of these runs is tested with both.
+to 9. Every script is trained with equal and with unequal shots, and each of these runs is tested with both, and with
+those unequal ones of which images are repeated until all classes have nine (--repeat-support), as predict.py does.
 
     python -m benchmarks.imbalance --dataset omniglot --steps 2000 --out results/benchmarks
     python -m benchmarks.imbalance --dataset omniglot --of results/maml-omniglot results/reptile-omniglot
@@ -25,7 +26,12 @@ from common.meters import mean_ci95
 from common.shards import ROOT
 from reports.methods import ALGORITHMS
 
-KINDS = ("equal", "unequal")
+TRAININGS = {"equal": [], "unequal": ["--unequal-shots"]}
+TESTS = {
+    "equal": ["--no-unequal-shots"],
+    "unequal": ["--unequal-shots"],
+    "repeated": ["--unequal-shots", "--repeat-support"],
+}
 
 
 @dataclass
@@ -64,8 +70,7 @@ def training(script: str, trained: str, options: Options) -> Path:
     elif not run.exists():
         words = ["--dataset", options.dataset, *asked(script, options)]
         words += ["--steps", options.steps] if options.steps else []
-        words += ["--unequal-shots"] if trained == "unequal" else []
-        command(script, *words, "--test-episodes", 2, "--out", run)  # its tests are made below
+        command(script, *words, *TRAININGS[trained], "--test-episodes", 2, "--out", run)  # its tests are made below
     return run
 
 
@@ -73,8 +78,7 @@ def test_of(run: Path, script: str, trained: str, tested: str, options: Options)
     """The folder of a run's test, which is made unless it is there."""
     test = folder(script, trained, options) / f"test-{tested}"
     if not (test / "result.json").exists():
-        how = "--unequal-shots" if tested == "unequal" else "--no-unequal-shots"
-        words = ["--evaluate", run, how, *asked(script, options), "--test-episodes", options.test_episodes]
+        words = ["--evaluate", run, *TESTS[tested], *asked(script, options), "--test-episodes", options.test_episodes]
         command(script, *words, "--out", test)
     return test
 
@@ -104,9 +108,9 @@ def measure(script: str, given: Path | None, options: Options) -> dict:
     """{"algorithm", "run": of --of, "steps", "tests": {"trained, tested": [accuracy, interval]}, "by_shots": of the run
     with equal shots}."""
     tests = {}
-    for trained in KINDS[:1] if given else KINDS:
+    for trained in ("equal",) if given else TRAININGS:
         run = given or training(script, trained, options)
-        for tested in KINDS:
+        for tested in TESTS:
             test = test_of(run, script, trained, tested, options)
             result = json.loads((test / "result.json").read_text())
             tests[f"{trained}, {tested}"] = [result["test_accuracy"], result["test_ci95"]]
@@ -116,18 +120,18 @@ def measure(script: str, given: Path | None, options: Options) -> dict:
 
 
 def as_table(rows: list[dict]) -> str:
-    kinds = [trained for trained in KINDS if f"{trained}, equal" in rows[0]["tests"]]
+    """A line for each training."""
     shown = []
     for row in rows:
-        tests = row["tests"]
-        cells = ["{:.4f} ± {:.4f}".format(*tests[key]) for key in tests]
-        for trained in kinds:  # the intervals of two independent tests
-            (equal, a), (unequal, b) = (tests[f"{trained}, {tested}"] for tested in KINDS)
-            cells.append(f"{unequal - equal:+.4f} ± {math.hypot(a, b):.4f}")
         name = ALGORITHMS[row["algorithm"]].name
-        shown.append([f"{name}, {row['run']}" if row["run"] else name, f"{row['steps']:,}", *cells])
-    heads = ["method", "steps", *(f"trained {t}, tested {u}" for t in kinds for u in KINDS)]
-    return markdown([*heads, *(f"lost, trained {trained}" for trained in kinds)], shown)
+        about = [f"{name}, {row['run']}" if row["run"] else name, f"{row['steps']:,}"]
+        for trained in sorted({kinds.partition(", ")[0] for kinds in row["tests"]}):
+            results = [row["tests"][f"{trained}, {tested}"] for tested in TESTS]
+            (equal, a), *others = results
+            lost = [f"{accuracy - equal:+.4f} ± {math.hypot(a, b):.4f}" for accuracy, b in others]  # independent tests
+            shown.append([*about, trained, *("{:.4f} ± {:.4f}".format(*result) for result in results), *lost])
+    heads = ["method", "steps", "trained", *(f"tested {tested}" for tested in TESTS)]
+    return markdown([*heads, *(f"lost, {tested}" for tested in list(TESTS)[1:])], shown)
 
 
 def plot(rows: list[dict], title: str) -> bytes:

@@ -61,6 +61,7 @@ class EpisodeLoader:
 
     unequal: a class of a task has 1 to 2 shots - 1 support images, and its task's classes `shots` in the mean: two at a
     time have k and 2 shots - k, every k as likely. Those that a class doesn't keep stay among the batch's images.
+    repeated: then those that it keeps count several times, in turn, so that every class has 2 shots - 1.
 
     named: the options for ways, shots and queries, for what is raised.
     halved: give images of half the side, the means of 2 x 2 pixels; may be set at any time.
@@ -87,13 +88,15 @@ class EpisodeLoader:
         image_size: int = 0,
         shape: tuple[int, int, int] | None = None,
         unequal: bool = False,
+        repeated: bool = False,
         named: tuple[str, str, str] = ("--ways", "--shots", "--queries"),
         memory: str = "auto",
         offset: int = 0,
         stride: int = 1,
     ):
         self.path, self.ways, self.shots, self.queries, self.tasks = Path(path), ways, shots, queries, tasks
-        self.most_shots, self.unequal = 2 * shots - 1 if unequal else shots, unequal
+        self.most_shots = 2 * shots - 1 if unequal else shots
+        self.unequal, self.repeated = unequal, repeated
         self.device, self.seed, self.warp = torch.device(device), seed, warp
         self.offset, self.stride, self.position = offset, stride, offset
         self.halved = False
@@ -186,7 +189,7 @@ class EpisodeLoader:
             classes, places = drawn[slots], slots[:, :, None] * M + within
         support, y_support = _shuffle(places[:, :, :K], generator)
         if self.unequal:
-            kept = _unequal(y_support, N, self.shots, generator)
+            kept = _unequal(y_support, N, self.shots, self.repeated, generator)
             support, y_support = support.gather(1, kept), y_support.gather(1, kept)
         query, y_query = _shuffle(places[:, :, K:], generator)
         images = normalised(self._pixels(rows), self.mean, self.std)
@@ -217,16 +220,21 @@ def _shuffle(places: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     return places.flatten(1).gather(1, order), labels.gather(1, order)
 
 
-def _unequal(labels: Tensor, ways: int, shots: int, generator: torch.Generator) -> Tensor:
+def _unequal(labels: Tensor, ways: int, shots: int, repeated: bool, generator: torch.Generator) -> Tensor:
     """Which of 2 shots - 1 support images a class, whose labels are (T, n) in random order, a task keeps: ways x shots
-    of them, of two classes at a time k and 2 shots - k.   (T, ways x shots), in their order"""
+    of them, of two classes at a time k and 2 shots - k.   (T, ways x shots), in their order
+
+    repeated: one of those instead of each image, of the same class, so that all are as often there.   (T, n)"""
     few = torch.randint(1, 2 * shots, (len(labels), ways // 2), generator=generator, device=generator.device)
     mean = few.new_full((len(labels), ways % 2), shots)
     counts = torch.cat([few, 2 * shots - few, mean], 1)  # (T, N)
     order = torch.rand(counts.shape, generator=generator, device=generator.device).argsort(1)
-    seen = F.one_hot(labels, ways).cumsum(1).gather(2, labels[:, :, None])[:, :, 0]  # the so-manieth of its class
-    kept = seen <= counts.gather(1, order).gather(1, labels)
-    return kept.sort(dim=1, descending=True, stable=True).indices[:, : ways * shots]
+    number = counts.gather(1, order).gather(1, labels)  # of an image's class
+    before = F.one_hot(labels, ways).cumsum(1).gather(2, labels[:, :, None])[:, :, 0] - 1  # of its class, in the order
+    if repeated:
+        by_class = (labels * labels.shape[1] + before).argsort(1)
+        return by_class.gather(1, labels * (2 * shots - 1) + before % number)
+    return (before < number).sort(dim=1, descending=True, stable=True).indices[:, : ways * shots]
 
 
 def _free_memory(device: torch.device) -> float:

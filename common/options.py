@@ -46,6 +46,8 @@ class Options:
     """K, the number of support images a class."""
     unequal_shots: bool = option(False, at_test=True)
     """Classes of a task share its support images unequally: each has 1 to 2 x shots - 1, and all --shots on average."""
+    repeat_support: bool = option(False, at_test=True)
+    """With --unequal-shots, images count several times, as predict.py has it, until all classes have 2 x shots - 1."""
     queries: int = option(15, least=1, at_test=True)
     """The number of query images a class, in validation and test."""
     tasks: int = option(16, least=1)
@@ -186,6 +188,8 @@ def check(config: Options) -> None:
             f"--views {config.views}: more than {most_views} would be alike; add --views {most_views}, or one of "
             f"{options}"
         )
+    if config.repeat_support and not config.unequal_shots:
+        raise UsageError("--repeat-support: classes have equal numbers of images already; add --unequal-shots")
     if 0 < config.image_size < 16:
         raise UsageError(f"--image-size {config.image_size}: expected 0, or 16 or more as Conv4 halves four times")
     if config.steps is None and config.minutes is None:

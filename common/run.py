@@ -88,7 +88,7 @@ class Run:
     def _loader(self, split: str, *what: int, **options) -> EpisodeLoader:
         path = self.config.data_dir / self.config.dataset / f"{split}.h5"
         options |= {"memory": self.config.images, "image_size": self.config.image_size}
-        options |= {"unequal": self.config.unequal_shots}
+        options |= {"unequal": self.config.unequal_shots, "repeated": self.config.repeat_support}
         return EpisodeLoader(path, *what, self.device, offset=self.rank, stride=self.world, **options)
 
     def _test_as_trained(self, tasks: int) -> EpisodeLoader:

@@ -50,6 +50,19 @@ def test_unequal_shots_come_in_pairs_around_their_mean_and_are_each_as_likely(da
     np.testing.assert_array_equal(class_of_row, episode.classes.gather(1, episode.y_support).numpy())
 
 
+@pytest.mark.parametrize("pool", POOLS)
+def test_repeated_images_of_unequal_shots_are_those_that_are_kept_and_leave_no_class_more_than_another(data_dir, pool):
+    some = dict(shots=3, tasks=50, pool=pool, unequal=True)
+    kept, episode = loader_of(data_dir, **some).sample(), loader_of(data_dir, **some, repeated=True).sample()
+    assert episode.support.shape == (50, 25) and torch.equal(episode.rows[episode.query], kept.rows[kept.query])
+    for task in range(50):
+        for label in range(5):
+            few, many = (e.rows[e.support[task][e.y_support[task] == label]].tolist() for e in (kept, episode))
+            assert set(few) == set(many) and len(many) == 5, "images of the class, and no others"
+            assert max(map(many.count, few)) - min(map(many.count, few)) <= 1
+    assert (episode.y_support.sort(1).values != episode.y_support).any(1).all(), "in random order"
+
+
 def test_one_shot_or_too_few_images_for_unequal_shots_are_refused(data_dir):
     with pytest.raises(UsageError, match="--shots 1: expected 2 or more with --unequal-shots"):
         loader_of(data_dir, shots=1, unequal=True)

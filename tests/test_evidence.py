@@ -207,13 +207,16 @@ def test_runs_with_equal_and_unequal_shots_are_each_tested_with_both(data_dir, t
     words += f" --shots 3 --queries 3 --runs {tmp_path / 'runs'} --out {tmp_path}"
     in_this_process("imbalance", words.split())
     (row,) = json.loads((tmp_path / "imbalance-toy.json").read_text())["rows"]
-    assert set(row["tests"]) == {f"{a}, {b}" for a in ("equal", "unequal") for b in ("equal", "unequal")}
+    tests = ("equal", "unequal", "repeated")
+    assert set(row["tests"]) == {f"{a}, {b}" for a in ("equal", "unequal") for b in tests}
     assert set(row["by_shots"]) <= set("12345") and "3" in row["by_shots"]
     run = tmp_path / "runs" / "convex_imaml-toy-unequal"
     for tested, several in (("equal", False), ("unequal", True)):
         with np.load(run / f"test-{tested}" / "episodes.npz") as kept:
             counts = [np.bincount(labels, minlength=5).tolist() for labels in kept["support_labels"]]
         assert any(of_task != [3] * 5 for of_task in counts) == several
+    with np.load(run / "test-repeated" / "episodes.npz") as repeated:
+        assert repeated["support_labels"].shape[1] == 25
     trained = json.loads((run / "config.json").read_text())["options"]
     assert trained["unequal_shots"] and trained["views"] == 1
     assert (tmp_path / "imbalance-toy.png").read_bytes()[:4] == b"\x89PNG"
@@ -221,9 +224,9 @@ def test_runs_with_equal_and_unequal_shots_are_each_tested_with_both(data_dir, t
     words = words.replace(f"{tmp_path / 'runs'}", f"{tmp_path / 'tests'} --of {tmp_path / 'released'}")
     in_this_process("imbalance", words.split())
     (again,) = json.loads((tmp_path / "imbalance-toy-released.json").read_text())["rows"]
-    assert again["tests"] == {name: row["tests"][name] for name in ("equal, equal", "equal, unequal")}
+    assert again["tests"] == {name: result for name, result in row["tests"].items() if name.startswith("equal")}
     table = (tmp_path / "imbalance-toy-released.md").read_text()
-    assert "Convex iMAML, released" in table and "trained unequal" not in table
+    assert "| Convex iMAML, released | 2 | equal |" in table and table.count("| 2 |") == 1
 
 
 def test_widths_are_compared_with_steps_in_turns_and_the_solvers_iterations_beside_them(tmp_path, monkeypatch):
