@@ -44,7 +44,7 @@ class Config(Options):
     inner_steps: int = option(5, least=0)
     """k, the number of steps on a training task."""
     test_inner_steps: int = option(5, least=0, at_test=True)
-    """The number of steps on a task in validation and test."""
+    """The number of steps on a task in validation and test. Tasks of more ways than the training's need more."""
     inner_rate: float = option(10.0, above=0)
     """alpha, the learning rate of gradient steps at first; it is meta-learned."""
     strength: float = option(0.002, above=0)
