@@ -189,7 +189,9 @@ def check(config: Options) -> None:
             f"{options}"
         )
     if config.repeat_support and not config.unequal_shots:
-        raise UsageError("--repeat-support: classes have equal numbers of images already; add --unequal-shots")
+        raise UsageError(
+            "--repeat-support: classes have equal numbers of images; add --unequal-shots, or --no-repeat-support"
+        )
     if 0 < config.image_size < 16:
         raise UsageError(f"--image-size {config.image_size}: expected 0, or 16 or more as Conv4 halves four times")
     if config.steps is None and config.minutes is None:

@@ -170,7 +170,7 @@ BAD = {
     "--half-size 0.5": "--half-size 0.5: toy's images are below 32x32",
     "--half-size 1.5": "--half-size 1.5: expected 1 or less",
     "--image-size 8": "--image-size 8: expected 0, or 16 or more",
-    "--repeat-support": "--repeat-support: classes have equal numbers of images already; add --unequal",
+    "--repeat-support": "--repeat-support: classes have equal numbers of images; add --unequal-shots, or --no-repeat",
     "--learning-rate -1": "--learning-rate -1.0: expected 0 or more",
     "--clip 0": "--clip 0.0: expected a positive number",
     "--rotate inf": "--rotate inf: expected a finite number",
