@@ -232,8 +232,8 @@ def _unequal(labels: Tensor, ways: int, shots: int, repeated: bool, generator: t
     number = counts.gather(1, order).gather(1, labels)  # of an image's class
     before = F.one_hot(labels, ways).cumsum(1).gather(2, labels[:, :, None])[:, :, 0] - 1  # of its class, in the order
     if repeated:
-        by_class = (labels * labels.shape[1] + before).argsort(1)
-        return by_class.gather(1, labels * (2 * shots - 1) + before % number)
+        first = labels * (2 * shots - 1)  # of its class, where images lie class by class
+        return (first + before).argsort(1).gather(1, first + before % number)
     return (before < number).sort(dim=1, descending=True, stable=True).indices[:, : ways * shots]
 
 
